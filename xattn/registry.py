@@ -1,0 +1,209 @@
+"""Names for plug-ins: which methods exist, what they declare, and how they are built from text.
+
+A method is a class with fields as its hyper-parameters and a declaration of what its scores are::
+
+    @register("rollout", signed=False, total="one", needs={"attention"}, citation="...")
+    @dataclass(frozen=True)
+    class Rollout: ...
+
+The built-in ones are found by listing the package ``xattn.methods``, third-party ones through the
+entry-point group of the same name.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, dataclass, fields
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
+
+from xattn.errors import InputError, UnknownNameError, XattnError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from xattn.model import Model
+    from xattn.types import Batch, Target
+
+Total = Literal["one", "difference", "free"]
+Need = Literal["attention", "gradients"]
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What a method promises about its scores; the conformance suite holds it to this."""
+
+    signed: bool
+    """Whether a negative score means that the token speaks against the target."""
+    total: Total
+    """What the scores sum to: 1 (``"one"``), the method's `difference` (``"difference"``), or
+    nothing in particular (``"free"``)."""
+    needs: frozenset[Need]
+    """What the model must offer."""
+    citation: str
+    """Authors, year and title of the source."""
+
+
+class Method(Protocol):
+    """An explanation method: a frozen dataclass whose fields are its hyper-parameters."""
+
+    name: ClassVar[str]
+    declaration: ClassVar[Declaration]
+
+    def __call__(self, model: Model, batch: Batch, target: Target) -> Tensor:
+        """Return the scores, ``[batch, token]``; what stands at padding is ignored."""
+        ...
+
+
+class Completeness(Method, Protocol):
+    """A method whose scores must sum to a known difference of the target."""
+
+    def difference(self, model: Model, batch: Batch, target: Target) -> Tensor:
+        """Return what the scores of each example must sum to, ``[batch]``."""
+        ...
+
+
+Class = TypeVar("Class", bound=type)
+
+
+class Registry:
+    """Classes by name, for one plug-in group.
+
+    Parameters
+    ----------
+    group : str
+        The package that holds the built-in plug-ins and, at the same time, the entry-point group
+        under which others offer theirs.
+    kind : str
+        What a plug-in is called in messages.
+    """
+
+    def __init__(self, group: str, kind: str) -> None:
+        self.group, self.kind = group, kind
+        self._classes: dict[str, type[Method]] = {}
+        self._broken: dict[str, str] = {}
+        self._discovered = False
+
+    def register(
+        self,
+        name: str,
+        *,
+        signed: bool,
+        total: Total,
+        needs: Iterable[Need] = (),
+        citation: str,
+    ) -> Callable[[Class], Class]:
+        """Return a class decorator that adds the class under `name` with its declaration.
+
+        Raises
+        ------
+        XattnError
+            If another object already has that name.
+        """
+
+        def add(cls: Class) -> Class:
+            known = self._classes.get(name)
+            if known is not None and known is not cls:
+                raise XattnError(
+                    f"two {self.kind}s are called {name!r}",
+                    got=f"{cls.__module__}.{cls.__qualname__}",
+                    expected=f"only {known.__module__}.{known.__qualname__}",
+                    remedy="register one of them under another name",
+                )
+            cls.name = name  # type: ignore[attr-defined]
+            cls.declaration = Declaration(  # type: ignore[attr-defined]
+                signed, total, frozenset(needs), citation
+            )
+            self._classes[name] = cls
+            return cls
+
+        return add
+
+    def discover(self) -> None:
+        """Import the built-in plug-ins and those of installed packages, once."""
+        if self._discovered:
+            return
+        self._discovered = True
+        package = importlib.import_module(self.group)
+        for module in pkgutil.iter_modules(package.__path__, prefix=f"{self.group}."):
+            importlib.import_module(module.name)
+        for point in entry_points(group=self.group):
+            # A stranger's broken package must not take the built-in ones down with it.
+            try:
+                point.load()
+            except Exception as error:  # whatever a plug-in's import may raise
+                self._broken[point.name] = f"{type(error).__name__}: {error}"
+                warnings.warn(
+                    f"the {self.kind} {point.name!r} of {point.value} cannot be loaded: "
+                    f"{self._broken[point.name]}",
+                    stacklevel=2,
+                )
+
+    def names(self) -> list[str]:
+        """Return the names of all plug-ins, sorted."""
+        self.discover()
+        return sorted(self._classes)
+
+    def get(self, name: str) -> type[Method]:
+        """Return the class called `name`.
+
+        Raises
+        ------
+        UnknownNameError
+            With the known names and the nearest of them.
+        """
+        self.discover()
+        if name in self._broken and name not in self._classes:
+            raise XattnError(f"the {self.kind} {name!r} cannot be loaded", got=self._broken[name])
+        if name not in self._classes:
+            raise UnknownNameError(self.kind, name, self._classes)
+        return self._classes[name]
+
+    def build(self, spec: str) -> Method:
+        """Return an instance from text: ``NAME`` or ``NAME:field=value,field=value``.
+
+        Examples
+        --------
+        >>> methods.build("rollout:residual=0.3")
+        Rollout(residual=0.3)
+        """
+        name, _, options = spec.partition(":")
+        cls = self.get(name.strip())
+        known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+        values: dict[str, Any] = {}
+        for option in filter(None, (part.strip() for part in options.split(","))):
+            key, equals, text = (part.strip() for part in option.partition("="))
+            if key not in known:
+                raise UnknownNameError(f"option of {name}", key, known)
+            if not equals:
+                raise InputError(f"option of {name}", got=repr(option), expected=f"{key}=VALUE")
+            values[key] = _parse(text)
+        try:
+            return cls(**values)
+        except (TypeError, ValueError) as error:
+            if isinstance(error, XattnError):
+                raise
+            raise InputError(f"options of {name}", got=repr(options), expected=str(error)) from None
+
+
+def _parse(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def defaults(cls: type[Method]) -> dict[str, Any]:
+    """Return the hyper-parameters of a plug-in class with their default values."""
+    return {
+        f.name: None if f.default is MISSING else f.default
+        for f in fields(cls)  # type: ignore[arg-type]
+    }
+
+
+methods = Registry("xattn.methods", "method")
+register = methods.register
