@@ -1,0 +1,534 @@
+"""The model adapter: encode, batch, score, differentiate, tap and edit one Hugging Face classifier.
+
+Every call hands the network back as it came, also after an exception or Ctrl-C: training mode,
+gradient flags, attention implementation, hooks and configuration. Calls from several threads take
+turns.
+"""
+
+from __future__ import annotations
+
+import platform
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xattn.errors import AttentionError, InputError, ModelError, UnknownNameError
+from xattn.model import batching, encoding
+from xattn.model.tap import BACKENDS, Edit, Site, Tap
+from xattn.types import AttentionMaps, Batch, Encoding, Quantity, Row, Target
+
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""How far logits with a tap may be from those without, relative to the largest (at least 1)."""
+
+
+@dataclass
+class Passes:
+    """How many inputs went forward and backward through the network so far."""
+
+    forward: int = 0
+    backward: int = 0
+
+    def copy(self) -> Passes:
+        """Return the counts as they stand now."""
+        return Passes(self.forward, self.backward)
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """What one forward pass (and one backward pass) left behind.
+
+    Maps and gradients are kept as they came, one tensor a site, in the order of computation.
+    """
+
+    score: Tensor
+    """``[batch]``: the target."""
+    sites: tuple[Site, ...]
+    maps: tuple[Tensor, ...]
+    """Per site ``[batch, head, query, key]``, or what `reduce` made of it."""
+    gradients: tuple[Tensor, ...]
+    """Per site the derivative of the target by the map, same shape; empty if not asked for."""
+    readout: Tensor
+    """``[batch, token]``: where the prediction is read from; rows sum to 1, 0 at padding."""
+
+
+def _identity(maps: Tensor) -> Tensor:
+    return maps
+
+
+class Model:
+    """A sequence classifier with its tokenizer.
+
+    Parameters
+    ----------
+    network : transformers.PreTrainedModel
+        A sequence classifier of any architecture.
+    tokenizer : transformers.PreTrainedTokenizerFast
+    name : str
+        What it is called in results.
+    revision : str, optional
+        Commit of a model from the Hub.
+    budget : int
+        Tokens that go through the network together; see `batching.buckets`.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        tokenizer: Any,
+        *,
+        name: str = "",
+        revision: str | None = None,
+        budget: int = 2048,
+    ) -> None:
+        self.network, self.tokenizer = network, tokenizer
+        self.name = name or type(network).__name__
+        self.revision = revision
+        self.budget = budget
+        self.passes = Passes()
+        count = int(network.config.num_labels)
+        named = network.config.id2label or {}
+        self.labels = tuple(str(named.get(i, i)) for i in range(count))
+        self.limit = encoding.token_limit(network, tokenizer)
+        # The model's own padding id counts, not the tokenizer's: decoder heads look for it.
+        self._pad_id: int | None = network.config.get_text_config().pad_token_id
+        self._edits: tuple[Edit, ...] = ()
+        self._verified: tuple[str, tuple[Site, ...]] | None = None
+        self._lock = threading.RLock()
+
+    def __repr__(self) -> str:
+        return (
+            f"Model({self.name!r}, {type(self.network).__name__}, {len(self.labels)} classes, "
+            f"{self.dtype}, {self.device})"
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.network.parameters()).device  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the parameters."""
+        return self.network.dtype  # type: ignore[no-any-return]
+
+    # ------------------------------------------------------------------ texts
+
+    def encode(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, truncate: bool = False
+    ) -> list[Encoding]:
+        """Encode texts, or pairs of texts; see `xattn.model.encoding.encode`."""
+        return encoding.encode(self.tokenizer, texts, pairs, self.limit, truncate)
+
+    def batch(self, encodings: Sequence[Encoding]) -> Batch:
+        """Collate encodings on the model's device, padded on the right."""
+        encodings = tuple(encodings)
+        inputs = self.collate([e.row for e in encodings])
+        special = torch.ones_like(inputs["attention_mask"], dtype=torch.bool)
+        for i, e in enumerate(encodings):
+            special[i, : len(e)] = torch.from_numpy(e.special)
+        return Batch(encodings, inputs, special)
+
+    def batches(self, encodings: Sequence[Encoding]) -> Iterator[tuple[list[int], Batch]]:
+        """Yield positions and batches of similar length under the token budget."""
+        for group in batching.buckets([len(e) for e in encodings], self.budget):
+            yield group.tolist(), self.batch([encodings[i] for i in group])
+
+    def collate(self, rows: Sequence[Row]) -> Mapping[str, Tensor]:
+        """Stack the model's input arrays, padded on the right; each ``[batch, token]``."""
+        pad = self._pad_id
+        if pad is None:  # any id that no text uses will do: padding is masked
+            used = {int(i) for row in rows for i in row["input_ids"]}
+            pad = next(i for i in range(len(used) + 1) if i not in used)
+        return batching.pad(rows, pad, self.device)
+
+    def token_id(self, kind: str) -> int:
+        """Return the id of the tokenizer's ``mask``, ``pad``, ``unk`` ... token, or of ``auto``."""
+        return encoding.token_id(self.tokenizer, kind)
+
+    # ---------------------------------------------------------------- targets
+
+    def target(
+        self,
+        batch: Batch,
+        label: str | int | None = None,
+        against: str | int | None = None,
+        quantity: Quantity = "logit",
+    ) -> Target:
+        """Return what is explained: by default the logit of the predicted class.
+
+        Parameters
+        ----------
+        batch : Batch
+        label : str or int, optional
+            A class by name or number; the predicted class of each example by default.
+        against : str or int, optional
+            A class to subtract: explain why `label` rather than `against`. Examples that predict
+            `against` themselves would have a margin of zero and are refused.
+        quantity : {"logit", "log_probability", "probability"}
+        """
+        if label is None:
+            labels = self.logits(batch.inputs).argmax(-1)
+        else:
+            labels = torch.full((len(batch),), self.label_id(label), device=self.device)
+        other = None
+        if against is not None:
+            other = torch.full_like(labels, self.label_id(against))
+            if bool((other == labels).any()):
+                raise InputError(
+                    "a margin needs two classes",
+                    got=f"{self.labels[int(other[0])]!r} against itself",
+                    remedy="name another class with label (--label)",
+                )
+        return Target(labels, other, quantity)
+
+    def label_id(self, label: str | int) -> int:
+        """Return the number of a class given by name or number."""
+        if isinstance(label, str) and label in self.labels:
+            return self.labels.index(label)
+        if str(label).isdigit() and int(label) < len(self.labels):
+            return int(label)
+        raise UnknownNameError("class", str(label), self.labels)
+
+    # ---------------------------------------------------------- forward passes
+
+    def logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return ``[batch, class]`` float32, without gradients."""
+        with torch.no_grad(), self._untouched(inputs):
+            return self._forward(inputs)
+
+    def _forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        output = self.network(**inputs)
+        logits: Tensor | None = getattr(output, "logits", None)
+        if logits is None or logits.ndim != 2:
+            raise ModelError(
+                "the model is not a sequence classifier",
+                got=f"{type(self.network).__name__} with output "
+                + ("without logits" if logits is None else f"of shape {list(logits.shape)}"),
+                expected="logits [batch, class]",
+                remedy="load it with AutoModelForSequenceClassification",
+            )
+        self.passes.forward += len(logits)
+        if not bool(logits.isfinite().all()):
+            bad = int((~logits.isfinite().all(-1)).nonzero()[0])
+            raise ModelError(
+                f"the model's logits are not finite at input {bad} of the batch",
+                got=str(logits[bad].tolist()),
+                remedy="check the weights, or use --dtype float32",
+            )
+        return logits.float()
+
+    def _backward(self, score: Tensor, sources: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return the derivative of each example's score by each source."""
+        self.passes.backward += len(score)
+        # Examples do not mix, so the sum's gradient holds each example's own.
+        return torch.autograd.grad(score.sum(), list(sources))
+
+    @contextmanager
+    def _untouched(self, inputs: Mapping[str, Tensor], *recordings: Edit) -> Iterator[None]:
+        """Evaluate with frozen parameters and the open edits; put everything back afterwards."""
+        with self._lock:
+            training = [m for m in self.network.modules() if m.training]
+            trainable = [p for p in self.network.parameters() if p.requires_grad]
+            try:
+                for module in training:
+                    module.training = False
+                for parameter in trainable:
+                    parameter.requires_grad_(False)
+                with self._padding_known(inputs), self._tapped((*self._edits, *recordings)):
+                    yield
+            finally:
+                for module in training:
+                    module.training = True
+                for parameter in trainable:
+                    parameter.requires_grad_(True)
+
+    @contextmanager
+    def _padding_known(self, inputs: Mapping[str, Tensor]) -> Iterator[None]:
+        """Tell a decoder which id is padding, for as long as it runs.
+
+        Decoder classifiers read the last token that is not padding and refuse batches when their
+        configuration names no padding token.
+        """
+        if self._pad_id is not None:
+            yield
+            return
+        config = self.network.config.get_text_config()
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        padding = ids[mask == 0]
+        config.pad_token_id = int(padding[0]) if len(padding) else -1
+        try:
+            yield
+        finally:
+            config.pad_token_id = None
+
+    # ---------------------------------------------------------------- attention
+
+    def trace(
+        self,
+        batch: Batch,
+        target: Target,
+        *,
+        reduce: Callable[[Tensor], Tensor] = _identity,
+        gradients: bool = False,
+    ) -> Trace:
+        """Run forward once, recording every attention map, and backward as far as needed.
+
+        The readout is found by gradient and not by model family: positions mix in attention only,
+        so the derivative of the target by the output of the *last* attention module is non-zero at
+        exactly the positions that the prediction is read from. Its norm per position, normalised,
+        is the readout.
+
+        Parameters
+        ----------
+        batch : Batch
+        target : Target
+        reduce : callable
+            Applied to each map ``[batch, head, query, key]`` as soon as it is computed, so that
+            what is not needed is never held. Not together with `gradients`.
+        gradients : bool
+            Also differentiate the target by every map. Without it, the backward pass is as short
+            as the head of the model.
+
+        Raises
+        ------
+        AttentionError
+            If the model's attention cannot be reached.
+        """
+        if gradients and reduce is not _identity:
+            raise ValueError("gradients are taken of whole maps: do not reduce them")
+        with self._lock:
+            _, known = self.attach()
+            sites: list[Site] = []
+            maps: list[Tensor] = []
+
+            def record(site: Site, probabilities: Tensor) -> Tensor:
+                if gradients and not probabilities.requires_grad:
+                    # frozen parameters: the first map depends on nothing that has a gradient
+                    probabilities = probabilities.detach().requires_grad_()
+                sites.append(site)
+                maps.append(reduce(probabilities))
+                return probabilities
+
+            with ExitStack() as stack:
+                stack.enter_context(torch.enable_grad())
+                stack.enter_context(self._untouched(batch.inputs, Edit(probabilities=record)))
+                last = stack.enter_context(self._output_of(known[-1]))
+                score = target(self._forward(batch.inputs))
+                sources = [*(maps if gradients else ()), last[0]]
+                derivatives = self._backward(score, sources)
+        strength = derivatives[-1].float().norm(dim=-1) * batch.attention_mask
+        total = strength.sum(-1, keepdim=True)
+        if bool((total == 0).any()):
+            raise AttentionError(
+                "the prediction does not depend on the last attention layer",
+                got=f"a zero gradient at {known[-1]}",
+                remedy="check the target, or use a method that does not need attention",
+            )
+        return Trace(
+            score=score.detach(),
+            sites=tuple(sites),
+            maps=tuple(m.detach() for m in maps),
+            gradients=derivatives[:-1],
+            readout=strength / total,
+        )
+
+    def attention(self, encodings: Sequence[Encoding]) -> list[AttentionMaps]:
+        """Return the attention maps of each text, for its predicted class."""
+        results: dict[int, AttentionMaps] = {}
+        for positions, batch in self.batches(encodings):
+            trace = self.trace(batch, self.target(batch))
+            for i, position in enumerate(positions):
+                count = len(batch.encodings[i])
+                stacked = torch.stack([m[i, :, :count, :count].float() for m in trace.maps])
+                results[position] = AttentionMaps(
+                    tokens=batch.encodings[i].tokens,
+                    maps=stacked.cpu().numpy(),
+                    sites=tuple(map(str, trace.sites)),
+                    readout=trace.readout[i, :count].cpu().numpy(),
+                )
+        return [results[i] for i in range(len(encodings))]
+
+    @contextmanager
+    def edit(self, *edits: Edit) -> Iterator[None]:
+        """Change attention for everything that is computed within the ``with`` block.
+
+        Edits nest and apply in order; whatever is recorded sees the edited maps.
+
+        Raises
+        ------
+        AttentionError
+            If the model's attention cannot be reached: an edit is never silently ignored.
+        """
+        with self._lock:
+            self.attach()
+            before = self._edits
+            self._edits = (*before, *edits)
+            try:
+                yield
+            finally:
+                self._edits = before
+
+    @contextmanager
+    def _tapped(self, edits: tuple[Edit, ...]) -> Iterator[None]:
+        """Open the tap for `edits`; does nothing without any."""
+        if not edits:
+            yield
+            return
+        backend, _ = self.attach()
+        with BACKENDS[backend](self.network, Tap(self.network, edits)):
+            yield
+
+    @contextmanager
+    def _output_of(self, site: Site) -> Iterator[list[Tensor]]:
+        """Yield a list that will hold the output of a site's module, with gradients."""
+        held: list[Tensor] = []
+        calls = 0
+
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls - 1 != site.call:
+                return None
+            first = output if isinstance(output, Tensor) else output[0]
+            if not first.requires_grad:
+                first = first.detach().requires_grad_()
+            held.append(first)
+            return first if isinstance(output, Tensor) else (first, *output[1:])
+
+        handle = self.network.get_submodule(site.module).register_forward_hook(hook)
+        try:
+            yield held
+        finally:
+            handle.remove()
+
+    def attach(self) -> tuple[str, tuple[Site, ...]]:
+        """Return a backend that was seen to leave the logits alone, and the sites it reaches.
+
+        Verified once per model on two texts of different lengths, so that padding is tried too.
+
+        Raises
+        ------
+        AttentionError
+            If there is no attention, or no backend reproduces the logits.
+        """
+        if self._verified is not None:
+            return self._verified
+        probe = self.batch(self.encode(["a b c d e f g h", "a b c"]))
+        plain = self.logits(probe.inputs)
+        allowed = TOLERANCE.get(self.dtype, 1e-4) * max(1.0, float(plain.abs().max()))
+        failures = []
+        for name, backend in BACKENDS.items():
+            sites: list[Site] = []
+
+            def note(site: Site, probabilities: Tensor, sites: list[Site] = sites) -> Tensor:
+                sites.append(site)
+                return probabilities
+
+            tap = Tap(self.network, (Edit(probabilities=note),))
+            try:
+                with torch.no_grad(), self._untouched(probe.inputs), backend(self.network, tap):
+                    difference = float((self._forward(probe.inputs) - plain).abs().max())
+            except (AttentionError, KeyError, ValueError) as error:
+                failures.append(f"{name}: {error}")
+                continue
+            if sites and difference <= allowed:
+                self._verified = name, tuple(sites)
+                return self._verified
+            failures.append(
+                f"{name}: logits differ by {difference:.2g}" if sites else f"{name}: no attention"
+            )
+        raise AttentionError(
+            f"the attention of {type(self.network).__name__} cannot be reached",
+            got="; ".join(failures),
+            expected=f"the logits of the untapped model within {allowed:.1g}",
+            remedy="use a method that does not need attention, such as integrated_gradients",
+        )
+
+    # ---------------------------------------------------------------- embeddings
+
+    def embeddings(self, input_ids: Tensor) -> Tensor:
+        """Return the token embeddings ``[batch, token, hidden]`` of ids ``[batch, token]``."""
+        with torch.no_grad(), self._lock:
+            table: Tensor = self.network.get_input_embeddings()(input_ids)
+            return table.detach()
+
+    def embedding_gradient(
+        self, inputs: Mapping[str, Tensor], embeddings: Tensor, target: Target
+    ) -> tuple[Tensor, Tensor]:
+        """Run with other token embeddings and differentiate the target by them.
+
+        The ids are passed as well: some heads look for the padding token in them.
+
+        Parameters
+        ----------
+        inputs : mapping
+            As in `Batch.inputs`.
+        embeddings : Tensor
+            ``[batch, token, hidden]``: what the embedding table shall return.
+        target : Target
+
+        Returns
+        -------
+        score : Tensor
+            ``[batch]``.
+        gradient : Tensor
+            ``[batch, token, hidden]``.
+        """
+        leaf = embeddings.detach().requires_grad_()
+        with torch.enable_grad(), self._untouched(inputs), self._embedded(leaf):
+            score = target(self._forward(inputs))
+            (gradient,) = self._backward(score, [leaf])
+        return score.detach(), gradient
+
+    def score(
+        self, inputs: Mapping[str, Tensor], target: Target, embeddings: Tensor | None = None
+    ) -> Tensor:
+        """Return the target ``[batch]``, optionally with other token embeddings."""
+        swap: AbstractContextManager[None] = (
+            ExitStack() if embeddings is None else self._embedded(embeddings)  # type: ignore[assignment]
+        )
+        with torch.no_grad(), self._untouched(inputs), swap:
+            return target(self._forward(inputs))
+
+    @contextmanager
+    def _embedded(self, embeddings: Tensor) -> Iterator[None]:
+        """Make the embedding table return `embeddings`; refuse a model that does not ask it."""
+        asked = 0
+
+        def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            nonlocal asked
+            asked += 1
+            return embeddings.to(output.dtype).clone()  # a clone: models may write into it
+
+        handle = self.network.get_input_embeddings().register_forward_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
+        if asked != 1:
+            raise ModelError(
+                "the model does not read its tokens through its embedding table",
+                got=f"{asked} look-ups in one forward pass",
+                expected="1",
+                remedy="use a method that does not need gradients of embeddings",
+            )
+
+    # ---------------------------------------------------------------- provenance
+
+    def provenance(self) -> dict[str, Any]:
+        """Return what identifies this model and how it was run."""
+        return {
+            "model": self.name,
+            "revision": self.revision,
+            "architecture": type(self.network).__name__,
+            "parameters": sum(p.numel() for p in self.network.parameters()),
+            "device": str(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "platform": platform.platform(),
+        }

@@ -1,0 +1,69 @@
+"""Which inputs go through the model together: sorted by length, under a budget of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xattn.types import Ints, Row
+
+
+def buckets(lengths: Sequence[int] | Ints, budget: int) -> list[Ints]:
+    """Split inputs into groups of similar length.
+
+    Parameters
+    ----------
+    lengths : sequence of int
+        Tokens of each input.
+    budget : int
+        The largest number of tokens of a group, padding counted; an input that is over the budget
+        by itself gets a group of its own.
+
+    Returns
+    -------
+    list of int arrays
+        Positions in `lengths`, longest first, so that memory runs out at once or never.
+
+    Examples
+    --------
+    >>> buckets([2, 9, 3], budget=10)
+    [array([1]), array([2, 0])]
+    """
+    lengths = np.asarray(lengths)
+    order = np.argsort(-lengths, kind="stable")
+    groups, start = [], 0
+    while start < len(order):
+        rows = max(1, budget // int(lengths[order[start]]))
+        groups.append(order[start : start + rows])
+        start += rows
+    return groups
+
+
+def pad(rows: Sequence[Row], pad_id: int, device: torch.device) -> Mapping[str, Tensor]:
+    """Stack inputs of different lengths, filled up on the right.
+
+    Parameters
+    ----------
+    rows : sequence of Row
+        Each with the same keys, arrays ``[token]``.
+    pad_id : int
+        What ``input_ids`` are filled with; everything else is filled with 0.
+    device : torch.device
+
+    Returns
+    -------
+    mapping of str to Tensor
+        Each ``[batch, token]`` int64.
+    """
+    width = max(len(row["input_ids"]) for row in rows)
+    stacked = {}
+    for name in rows[0]:
+        fill = pad_id if name == "input_ids" else 0
+        table = np.full((len(rows), width), fill, dtype=np.int64)
+        for i, row in enumerate(rows):
+            table[i, : len(row[name])] = row[name]
+        stacked[name] = torch.from_numpy(table).to(device)
+    return stacked

@@ -1,0 +1,133 @@
+"""Loading a model by path or Hub name, with errors that say what to do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging as hf_logging
+
+from xattn import demo
+from xattn.errors import InputError, ModelError
+from xattn.model.adapter import Model
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve_device(device: str) -> torch.device:
+    """Return the torch device called `device`; ``auto`` takes CUDA, then MPS, then the CPU.
+
+    Raises
+    ------
+    InputError
+        If the device is not there.
+    """
+    there = {"cpu": True, "cuda": torch.cuda.is_available()}
+    there["mps"] = torch.backends.mps.is_available()
+    if device == "auto":
+        device = next(name for name in ("cuda", "mps", "cpu") if there[name])
+    kind = device.partition(":")[0]
+    if not there.get(kind, False):
+        raise InputError(
+            "device", got=repr(device), expected="one of " + ", ".join(k for k in there if there[k])
+        )
+    return torch.device(device)
+
+
+def load(
+    model: str | Path | None = None,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    revision: str | None = None,
+) -> Model:
+    """Load a sequence classifier and its tokenizer.
+
+    Parameters
+    ----------
+    model : str or Path, optional
+        A folder or the name of a model on the Hugging Face Hub; by default the sentiment model
+        that comes with xattn.
+    device : str
+        ``cpu``, ``cuda``, ``cuda:1``, ``mps`` or ``auto``.
+    dtype : str
+        ``float32``, ``bfloat16`` or ``float16``.
+    revision : str, optional
+        Branch, tag or commit of a model on the Hub.
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    ModelError
+        If it cannot be found or read, or has no trained classification head.
+
+    Examples
+    --------
+    >>> load().labels
+    ('negative', 'positive')
+    """
+    name = str(demo.MODEL if model is None else model)
+    place = resolve_device(device)
+    if dtype not in DTYPES:
+        raise InputError("dtype", got=repr(dtype), expected="one of " + ", ".join(DTYPES))
+    if _looks_like_path(name) and not Path(name).is_dir():
+        raise ModelError(
+            "no such model folder", got=name, remedy="give a folder with config.json, or a Hub name"
+        )
+    bars, verbosity = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision)
+        network, report = AutoModelForSequenceClassification.from_pretrained(
+            name, config=config, revision=revision, dtype=DTYPES[dtype], output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, use_fast=True)
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except Exception as error:  # transformers, safetensors, json and the network each raise theirs
+        raise _explained(name, error) from error
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()
+    if missing := sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"])):
+        raise ModelError(
+            f"{name} has no trained weights for {len(missing)} parameters, which would be random",
+            got=", ".join(missing[:3]) + (", ..." if len(missing) > 3 else ""),
+            expected="a fine-tuned sequence classifier",
+            remedy="name a checkpoint with a classification head",
+        )
+    commit = getattr(config, "_commit_hash", None)
+    return Model(network.to(place), tokenizer, name=name, revision=revision or commit)
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()
+
+
+def _explained(name: str, error: Exception) -> ModelError:
+    """Turn whatever the libraries raised into one line."""
+    first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    facts: dict[str, Any] = {"got": f"{type(error).__name__}: {first}"}
+    if isinstance(error, json.JSONDecodeError) or "afetensor" in f"{type(error)}{error}":
+        return ModelError(
+            f"a file of the model {name} is damaged", **facts, remedy="download or save it again"
+        )
+    if "Unrecognized configuration class" in str(error):
+        return ModelError(
+            f"the model {name} cannot classify texts",
+            got=first.split(" for this kind")[0],
+            expected="an architecture with a sequence classification head",
+        )
+    return ModelError(
+        f"the model {name} cannot be loaded",
+        **facts,
+        remedy="check the name, the folder and, for the Hub, the network",
+    )
