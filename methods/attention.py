@@ -1,0 +1,61 @@
+"""Raw attention: where the position that the prediction is read from looks, in one layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from xattn.errors import InputError
+from xattn.model import Model
+from xattn.registry import register
+from xattn.types import Batch, Target
+
+
+@register(
+    "attention",
+    signed=False,
+    total="one",
+    needs={"attention"},
+    citation="Bahdanau et al. 2015, Neural Machine Translation by Jointly Learning to Align and "
+    "Translate; questioned by Jain & Wallace 2019, Attention is not Explanation",
+)
+@dataclass(frozen=True)
+class Attention:
+    """The readout's row of one layer's attention: ``s = r · Ā_l``.
+
+    ``r`` is the readout (see `Model.trace`), ``Ā_l`` the attention of layer ``l``, averaged over
+    heads or of one head. Scores are unsigned, without unit, and sum to 1.
+
+    Attributes
+    ----------
+    layer : int
+        Which layer, counted from 0; negative numbers count from the last.
+    head : int, optional
+        Which head; the mean of all by default.
+    """
+
+    layer: int = -1
+    head: int | None = None
+
+    def __call__(self, model: Model, batch: Batch, target: Target) -> Tensor:
+        """Return scores ``[batch, token]``."""
+        trace = model.trace(batch, target, reduce=self._pick)
+        count = len(trace.maps)
+        if not -count <= self.layer < count:
+            raise InputError(
+                "layer of attention", got=str(self.layer), expected=f"{-count} to {count - 1}"
+            )
+        row = (trace.readout[:, None] @ trace.maps[self.layer].float())[:, 0]
+        return row / row.sum(-1, keepdim=True)  # attention sinks take a share of a row
+
+    def _pick(self, maps: Tensor) -> Tensor:
+        if self.head is None:
+            return maps.mean(1)
+        if not -maps.shape[1] <= self.head < maps.shape[1]:
+            raise InputError(
+                "head of attention",
+                got=str(self.head),
+                expected=f"{-maps.shape[1]} to {maps.shape[1] - 1}",
+            )
+        return maps[:, self.head]

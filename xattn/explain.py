@@ -1,0 +1,201 @@
+"""`explain`: run methods on texts, check what they return, and wrap it with its cost."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any, cast, overload
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from xattn import render
+from xattn.errors import ModelError
+from xattn.model import Model
+from xattn.registry import Completeness, Method
+from xattn.registry import methods as registry
+from xattn.types import Attribution, Batch, Encoding, Quantity, Target
+
+DEFAULT_METHODS = ("attention", "rollout", "flow", "integrated_gradients", "attention_gradient")
+
+
+class Explanations(Sequence[Attribution]):
+    """Attributions of several texts by several methods: all of text 0, then all of text 1 ..."""
+
+    def __init__(self, items: Sequence[Attribution], per_text: int) -> None:
+        self._items = tuple(items)
+        self._per_text = per_text
+
+    @overload
+    def __getitem__(self, index: int) -> Attribution: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Attribution, ...]: ...
+    def __getitem__(self, index: int | slice) -> Attribution | tuple[Attribution, ...]:
+        return self._items[index]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def by_text(self) -> Iterator[tuple[Attribution, ...]]:
+        """Yield the attributions of each text, one a method."""
+        for start in range(0, len(self), self._per_text):
+            yield self._items[start : start + self._per_text]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return one row for each text, method and token."""
+        frames = [
+            item.to_dataframe().assign(example=index // self._per_text, method=item.method)
+            for index, item in enumerate(self._items)
+        ]
+        return pd.concat(frames, ignore_index=True)
+
+    def to_json(self) -> str:
+        """Return a JSON list with one object for each text and method."""
+        return json.dumps([item.to_dict() for item in self._items], indent=2)
+
+    def _repr_html_(self) -> str:
+        return render.page_fragment(self._items)
+
+
+def explain(
+    model: Model,
+    texts: Sequence[str] | Sequence[Encoding],
+    methods: Sequence[str | Method] = DEFAULT_METHODS,
+    *,
+    pairs: Sequence[str] | None = None,
+    label: str | int | None = None,
+    against: str | int | None = None,
+    quantity: Quantity = "logit",
+    truncate: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> Explanations:
+    """Explain a model's predictions on texts by one or more methods.
+
+    Parameters
+    ----------
+    model : Model
+    texts : sequence of str or of Encoding
+    methods : sequence of str or Method
+        Names, names with options (``"rollout:residual=0.3"``) or instances.
+    pairs : sequence of str, optional
+        The second text of each pair.
+    label, against : str or int, optional
+        The class that is explained, by default each text's predicted one; and the class that it is
+        compared with.
+    quantity : {"logit", "log_probability", "probability"}
+    truncate : bool
+        Cut texts that are too long instead of refusing them.
+    progress : callable, optional
+        Called with the number of texts that were finished.
+
+    Returns
+    -------
+    Explanations
+        Text by text, and for each text in the order of `methods`.
+
+    Raises
+    ------
+    InputError
+        For a text or an option that cannot be used.
+    ModelError
+        If the model cannot serve a method, or scores are not finite.
+
+    Examples
+    --------
+    >>> import xattn
+    >>> result = xattn.explain(xattn.load(), ["A dull, lifeless film."], ["rollout"])
+    >>> result[0].prediction
+    'negative'
+    """
+    built = [registry.build(m) if isinstance(m, str) else m for m in methods]
+    encodings = _encoded(model, texts, pairs, truncate)
+    if any("attention" in method.declaration.needs for method in built):
+        model.attach()  # the verification is nobody's cost
+    results: dict[tuple[int, int], Attribution] = {}
+    for positions, batch in model.batches(encodings):
+        target = model.target(batch, label, against, quantity)
+        logits = model.logits(batch.inputs)
+        for number, method in enumerate(built):
+            for i, attribution in enumerate(_attribute(model, method, batch, target, logits)):
+                results[positions[i], number] = attribution
+        if progress is not None:
+            progress(len(positions))
+    ordered = [results[i, j] for i in range(len(encodings)) for j in range(len(built))]
+    return Explanations(ordered, len(built))
+
+
+def _encoded(
+    model: Model,
+    texts: Sequence[str] | Sequence[Encoding],
+    pairs: Sequence[str] | None,
+    truncate: bool,
+) -> Sequence[Encoding]:
+    if not isinstance(texts, str) and all(isinstance(text, Encoding) for text in texts):
+        return cast(Sequence[Encoding], texts)
+    return model.encode(cast(Sequence[str], texts), pairs, truncate=truncate)
+
+
+def _attribute(
+    model: Model, method: Method, batch: Batch, target: Target, logits: Tensor
+) -> Iterator[Attribution]:
+    """Run one method on one batch; yield what it says of each text."""
+    before, start = model.passes.copy(), time.perf_counter()
+    scores = method(model, batch, target)
+    seconds = (time.perf_counter() - start) / len(batch)
+    forward = (model.passes.forward - before.forward) / len(batch)
+    backward = (model.passes.backward - before.backward) / len(batch)
+    expected: Tensor | None = None
+    if method.declaration.total == "difference":
+        expected = cast(Completeness, method).difference(model, batch, target)
+    if scores.shape != batch.input_ids.shape:
+        raise ModelError(
+            f"the method {method.name} returned scores of the wrong shape",
+            got=str(list(scores.shape)),
+            expected=f"[batch, token] = {list(batch.input_ids.shape)}",
+        )
+    table = scores.detach().float().cpu().numpy()
+    predicted = logits.argmax(-1).tolist()
+    sure = Target(logits.argmax(-1), quantity="probability")(logits).tolist()
+    for i, encoding in enumerate(batch.encodings):
+        row = table[i, : len(encoding)].astype(np.float32)
+        if not np.isfinite(row).all():
+            raise ModelError(
+                f"the method {method.name} returned scores that are not finite",
+                got=f"{row[~np.isfinite(row)][0]} in {encoding.text[:60]!r}",
+                remedy="use --dtype float32 or other options of the method",
+            )
+        yield Attribution(
+            text=encoding.text,
+            pair=encoding.pair,
+            tokens=encoding.tokens,
+            offsets=encoding.offsets,
+            segments=encoding.segments,
+            word_ids=encoding.words,
+            scores=row,
+            method=method.name,
+            parameters=parameters(method),
+            target=describe(model, target, i),
+            prediction=model.labels[predicted[i]],
+            probability=sure[i],
+            signed=method.declaration.signed,
+            gap=None if expected is None else float(row.sum() - float(expected[i])),
+            seconds=seconds,
+            forward_passes=forward,
+            backward_passes=backward,
+        )
+
+
+def parameters(method: Method) -> dict[str, Any]:
+    """Return the hyper-parameters of a method with their values."""
+    return asdict(method)  # type: ignore[call-overload, no-any-return]
+
+
+def describe(model: Model, target: Target, index: int) -> str:
+    """Return the explained scalar of one example in words."""
+    words = f"{target.quantity.replace('_', ' ')} of {model.labels[int(target.label[index])]}"
+    if target.against is not None:
+        words += f" against {model.labels[int(target.against[index])]}"
+    return words
