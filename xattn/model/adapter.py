@@ -88,12 +88,14 @@ class Model:
         self.network, self.tokenizer = network, tokenizer
         self.name = name or type(network).__name__
         self.revision = revision
-        self.budget = budget
         self.passes = Passes()
         count = int(network.config.num_labels)
         named = network.config.id2label or {}
         self.labels = tuple(str(named.get(i, i)) for i in range(count))
         self.limit = encoding.token_limit(network, tokenizer)
+        self._input_names = encoding.input_names(network, tokenizer)
+        # A network that takes no mask (FNet) would read padding: its texts run one by one.
+        self.budget = budget if "attention_mask" in self._input_names else 0
         # The model's own padding id counts, not the tokenizer's: decoder heads look for it.
         self._pad_id: int | None = network.config.get_text_config().pad_token_id
         self._edits: tuple[Edit, ...] = ()
@@ -122,7 +124,13 @@ class Model:
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, truncate: bool = False
     ) -> list[Encoding]:
         """Encode texts, or pairs of texts; see `xattn.model.encoding.encode`."""
-        return encoding.encode(self.tokenizer, texts, pairs, self.limit, truncate)
+        return encoding.encode(
+            self.tokenizer,
+            texts,
+            pairs,
+            limit=self.limit,
+            truncate=truncate,
+        )
 
     def batch(self, encodings: Sequence[Encoding]) -> Batch:
         """Collate encodings on the model's device, padded on the right."""
@@ -202,7 +210,7 @@ class Model:
             return self._forward(inputs)
 
     def _forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        output = self.network(**inputs)
+        output = self.network(**{name: inputs[name] for name in self._input_names})
         logits: Tensor | None = getattr(output, "logits", None)
         if logits is None or logits.ndim != 2:
             raise ModelError(

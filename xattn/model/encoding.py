@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,10 +61,21 @@ def token_id(tokenizer: Any, kind: str) -> int:
     return have[kind]
 
 
+def input_names(network: nn.Module, tokenizer: Any) -> tuple[str, ...]:
+    """Return what the tokenizer offers and the network's ``forward`` names, sorted.
+
+    A tensor that a model merely passes on (token types in DistilBERT) would reach its attention.
+    """
+    named = inspect.signature(network.forward).parameters
+    offered = {"input_ids", "attention_mask", *tokenizer.model_input_names}
+    return tuple(sorted(offered & set(named)))
+
+
 def encode(
     tokenizer: Any,
     texts: Sequence[str],
     pairs: Sequence[str] | None,
+    *,
     limit: int | None,
     truncate: bool,
 ) -> list[Encoding]:
@@ -105,60 +117,58 @@ def encode(
                 raise InputError(
                     f"text {number} is empty", got=repr(part), remedy="pass at least one word"
                 )
-        result.append(_encode_one(tokenizer, text, pair, limit, truncate, number))
+        fits = {"truncation": True, "max_length": limit} if truncate and limit else {}
+        coded = tokenizer(
+            text,
+            pair,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+            return_attention_mask=True,
+            verbose=False,  # its own warning about the length would come before our error
+            **fits,
+        )
+        count = len(coded["input_ids"])
+        if limit is not None and count > limit:
+            raise InputError(
+                f"text {number} is {count - limit} tokens too long for the model",
+                got=f"{count} tokens",
+                expected=f"at most {limit}",
+                remedy="shorten it or ask for truncation (truncate=True, --truncate)",
+            )
+        result.append(_encoding(tokenizer, text, pair, coded))
+        if result[-1].special.all():
+            raise InputError(
+                f"text {number} holds nothing but special tokens",
+                got=repr(text),
+                remedy="pass at least one word that the tokenizer knows",
+            )
     return result
 
 
-def _encode_one(
-    tokenizer: Any, text: str, pair: str | None, limit: int | None, truncate: bool, number: int
-) -> Encoding:
-    fits = {"truncation": True, "max_length": limit} if truncate and limit else {}
-    coded = tokenizer(
-        text,
-        pair,
-        return_offsets_mapping=True,
-        return_special_tokens_mask=True,
-        return_attention_mask=True,
-        verbose=False,  # its own warning about the length would come before our error
-        **fits,
-    )
-    count = len(coded["input_ids"])
-    if limit is not None and count > limit:
-        raise InputError(
-            f"text {number} is {count - limit} tokens too long for the model",
-            got=f"{count} tokens",
-            expected=f"at most {limit}",
-            remedy="shorten it or ask for truncation (truncate=True, --truncate)",
-        )
+def _encoding(tokenizer: Any, text: str, pair: str | None, coded: Any) -> Encoding:
+    """Build an `Encoding` from what the tokenizer returned."""
     markers = {tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id}
     markers |= {tokenizer.bos_token_id, tokenizer.eos_token_id}
     ids = np.array(coded["input_ids"], dtype=np.int64)
     special = np.array(coded["special_tokens_mask"], dtype=bool) | np.isin(
         ids, [m for m in markers if m is not None]
     )
-    if special.all():
-        raise InputError(
-            f"text {number} holds nothing but special tokens",
-            got=repr(text),
-            remedy="pass at least one word that the tokenizer knows",
-        )
     sequence = [-1 if s is None else s for s in coded.sequence_ids()]
     segments = np.where(special, -1, np.array(sequence, dtype=np.int64))
     offsets = np.where(special[:, None], 0, np.array(coded["offset_mapping"], dtype=np.int64))
     offsets = _without_leading_space(offsets, segments, (text, pair or ""))
     words = np.array([-1 if w is None else w for w in coded.word_ids()], dtype=np.int64)
-    names = tokenizer.convert_ids_to_tokens(ids.tolist())
+    arrays = ["input_ids", "attention_mask"]
+    arrays += [name for name in tokenizer.model_input_names if name in coded and name not in arrays]
+    pieces = tokenizer.convert_ids_to_tokens(ids.tolist())
     shown = [
         name if segment < 0 or end <= start else (text, pair or "")[segment][start:end]
-        for name, segment, (start, end) in zip(names, segments, offsets.tolist(), strict=True)
+        for name, segment, (start, end) in zip(pieces, segments, offsets.tolist(), strict=True)
     ]
-    model_inputs = [k for k in tokenizer.model_input_names if k in coded]
-    row = {k: np.array(coded[k], dtype=np.int64) for k in {"input_ids", *model_inputs}}
-    row.setdefault("attention_mask", np.ones(count, dtype=np.int64))
     return Encoding(
         text=text,
         pair=pair,
-        row=row,
+        row={name: np.array(coded[name], dtype=np.int64) for name in arrays},
         tokens=tuple(shown),
         special=special,
         offsets=offsets,

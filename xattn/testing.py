@@ -1,0 +1,173 @@
+"""The conformance suite: what every explanation method has to keep, ours and yours.
+
+A plug-in's author runs it on an own method with three lines::
+
+    import xattn.testing
+    def test_conforms():
+        xattn.testing.check_method("my_method", xattn.load())
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from xattn.model import Model
+from xattn.registry import Completeness, Method
+from xattn.registry import methods as registry
+
+TEXTS = (
+    "A clumsy, heartless bore.",
+    "It begins slowly, but the last hour is a wonder: warm, funny and beautifully acted.",
+    "Dull!",
+)
+"""Texts of different lengths, so that a batch of them is padded."""
+
+INVARIANCE = 1e-5
+"""Largest change of a score, relative to the largest (at least 1), by padding or batching."""
+COMPLETENESS = 0.05
+"""Largest completeness gap, relative to the difference that the scores must sum to."""
+
+
+def state(model: Model) -> dict[str, Any]:
+    """Return everything about a network that an explanation must not change."""
+    network = model.network
+    return {
+        "training": [module.training for module in network.modules()],
+        "gradient flags": [p.requires_grad for p in network.parameters()],
+        "gradients": [p.grad is None for p in network.parameters()],
+        "parameters": [(p.data_ptr(), p._version, p.dtype) for p in network.parameters()],
+        "hooks": [
+            (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks))
+            for m in network.modules()
+        ],
+        "attention": [
+            getattr(getattr(m, "config", None), "_attn_implementation", None)
+            for m in network.modules()
+        ],
+        "config": network.config.to_dict(),
+        "vocabulary": len(model.tokenizer),
+    }
+
+
+def _scores(model: Model, method: Method, texts: Sequence[str]) -> list[Tensor]:
+    """Return the scores of each text, explained in one batch, without padding."""
+    batch = model.batch(model.encode(texts))
+    scores = method(model, batch, model.target(batch))
+    assert scores.shape == batch.input_ids.shape, (
+        f"{method.name}: scores {list(scores.shape)}, expected {list(batch.input_ids.shape)}"
+    )
+    return [scores[i, : len(e)] for i, e in enumerate(batch.encodings)]
+
+
+def _assert_close(method: Method, what: str, got: list[Tensor], expected: list[Tensor]) -> None:
+    for text, (a, b) in enumerate(zip(got, expected, strict=True)):
+        largest = float((a - b).abs().max())
+        allowed = INVARIANCE * max(1.0, float(b.abs().max()))
+        assert largest <= allowed, (
+            f"{method.name}: {what} changes a score of text {text} by {largest:.2g}, "
+            f"allowed {allowed:.1g}"
+        )
+
+
+def check_declaration(model: Model, method: Method) -> None:
+    """Require a frozen dataclass with defaults for all fields, a docstring and a citation."""
+    cls = type(method)
+    assert is_dataclass(cls), f"{method.name} is not a dataclass"
+    assert cls.__dataclass_params__.frozen, f"{method.name} is not frozen"  # type: ignore[attr-defined]
+    for field in fields(cls):
+        assert field.default is not MISSING, f"{method.name}.{field.name} has no default"
+    assert method.declaration.citation.strip(), f"{method.name} names no source"
+    assert (cls.__doc__ or "").strip(), f"{method.name} has no docstring"
+
+
+def check_finite(model: Model, method: Method) -> None:
+    """Require finite scores, one for each token."""
+    for scores in _scores(model, method, TEXTS):
+        assert bool(scores.isfinite().all()), f"{method.name}: scores are not finite"
+
+
+def check_deterministic(model: Model, method: Method) -> None:
+    """Require the same scores from the same call, whatever the global random state."""
+    first = _scores(model, method, TEXTS)
+    torch.rand(7)
+    _assert_close(method, "repeating the call", _scores(model, method, TEXTS), first)
+
+
+def check_batching(model: Model, method: Method) -> None:
+    """Require that scores do not depend on the other texts of a batch, nor on padding."""
+    together = _scores(model, method, TEXTS)
+    alone = [_scores(model, method, [text])[0] for text in TEXTS]
+    _assert_close(method, "batching", together, alone)
+
+
+def check_model_unchanged(model: Model, method: Method) -> None:
+    """Require that the network is handed back as it came, in training mode as well."""
+    for training in (False, True):
+        model.network.train(training)
+        try:
+            before = state(model)
+            _scores(model, method, TEXTS)
+            after = state(model)
+        finally:
+            model.network.eval()
+        for name, value in before.items():
+            assert after[name] == value, f"{method.name}: changed the model's {name}"
+
+
+def check_sign(model: Model, method: Method) -> None:
+    """Require scores of an unsigned method not to be negative."""
+    if not method.declaration.signed:
+        for scores in _scores(model, method, TEXTS):
+            assert bool((scores >= 0).all()), f"{method.name} is declared unsigned"
+
+
+def check_total(model: Model, method: Method) -> None:
+    """Require scores to sum to what the method declares."""
+    sums = torch.stack([scores.sum() for scores in _scores(model, method, TEXTS)])
+    if method.declaration.total == "one":
+        worst = float((sums - 1).abs().max())
+        assert worst <= 1e-5, f"{method.name}: scores sum to 1 only within {worst:.2g}"
+    elif method.declaration.total == "difference":
+        batch = model.batch(model.encode(TEXTS))
+        expected = cast(Completeness, method).difference(model, batch, model.target(batch))
+        gap = (sums - expected).abs()
+        allowed = COMPLETENESS * expected.abs() + INVARIANCE
+        assert bool((gap <= allowed).all()), (
+            f"{method.name}: completeness gaps {gap.tolist()}, allowed {allowed.tolist()}"
+        )
+
+
+CHECKS: tuple[Callable[[Model, Method], None], ...] = (
+    check_declaration,
+    check_finite,
+    check_deterministic,
+    check_batching,
+    check_model_unchanged,
+    check_sign,
+    check_total,
+)
+"""All checks; each takes a model and a method and raises AssertionError."""
+
+
+def check_method(method: str | Method, model: Model) -> None:
+    """Run every check on one method.
+
+    Parameters
+    ----------
+    method : str or Method
+        A name, a name with options, or an instance.
+    model : Model
+
+    Raises
+    ------
+    AssertionError
+        Naming the method, what it broke and by how much.
+    """
+    built = registry.build(method) if isinstance(method, str) else method
+    for check in CHECKS:
+        check(model, built)
