@@ -1,0 +1,103 @@
+"""`explain`: order, cost, targets, and methods that return nonsense."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import xattn
+from xattn.errors import InputError, ModelError, UnknownNameError
+from xattn.model import Model
+from xattn.registry import Registry
+from xattn.testing import TEXTS
+from xattn.types import Batch, Target
+
+
+def test_results_are_text_major_in_the_order_given(demo: Model) -> None:
+    result = xattn.explain(demo, TEXTS, ["rollout", "random", "rollout:residual=0.1"])
+    assert [item.method for item in result] == ["rollout", "random", "rollout"] * 3
+    assert [item.text for item in result][::3] == list(TEXTS)
+    assert [item.parameters for item in result][2] == {"residual": 0.1}
+    assert [len(items) for items in result.by_text()] == [3, 3, 3]
+
+
+def test_many_texts_equal_one_by_one(demo: Model) -> None:
+    texts = [*TEXTS, *(f"{t} Really." for t in TEXTS)]
+    together = xattn.explain(demo, texts)
+    alone = [item for text in texts for item in xattn.explain(demo, [text])]
+    for a, b in zip(together, alone, strict=True):
+        np.testing.assert_allclose(a.scores, b.scores, atol=1e-5)
+
+
+def test_passes_are_counted_without_the_verification(tiny_of: Callable[..., Model]) -> None:
+    model = tiny_of("bert")
+    rollout, gradient = xattn.explain(model, TEXTS, ["rollout", "attention_gradient"])[:2]
+    assert (rollout.forward_passes, rollout.backward_passes) == (1, 1)
+    assert (gradient.forward_passes, gradient.backward_passes) == (1, 1)
+    assert rollout.seconds > 0
+
+
+def test_targets(demo: Model) -> None:
+    text = ["A dull, lifeless film."]
+    by_default = xattn.explain(demo, text, ["attention_gradient"])[0]
+    assert by_default.target == "logit of negative"
+    other = xattn.explain(demo, text, ["attention_gradient"], label="positive")[0]
+    assert other.target == "logit of positive"
+    assert np.corrcoef(by_default.scores, other.scores)[0, 1] < 0
+    margin = xattn.explain(demo, text, ["attention_gradient"], against="positive")[0]
+    assert margin.target == "logit of negative against positive"
+    np.testing.assert_allclose(margin.scores, by_default.scores - other.scores, atol=1e-5)
+    with pytest.raises(InputError, match="margin needs two classes"):
+        xattn.explain(demo, text, ["attention_gradient"], against="negative")
+    with pytest.raises(UnknownNameError, match="unknown class: got 'neutral'"):
+        xattn.explain(demo, text, label="neutral")
+
+
+def test_pairs(demo: Model) -> None:
+    item = xattn.explain(demo, ["A dull film."], ["rollout"], pairs=["Was it good?"])[0]
+    assert item.pair == "Was it good?"
+    assert set(item.segments.tolist()) == {-1, 0, 1}
+
+
+def test_frames_and_json(demo: Model) -> None:
+    result = xattn.explain(demo, TEXTS, ["rollout", "random"])
+    frame = result.to_dataframe()
+    assert len(frame) == sum(len(item.tokens) for item in result)
+    assert set(frame["example"]) == {0, 1, 2}
+    assert len(json.loads(result.to_json())) == 6
+    assert result._repr_html_().count("<tr>") == 9
+
+
+def test_unknown_method_lists_the_known(demo: Model) -> None:
+    with pytest.raises(UnknownNameError, match=r"unknown method: got 'rolout'.*did you mean 'roll"):
+        xattn.explain(demo, ["A film."], ["rolout"])
+
+
+def returning(value: Callable[[Batch], Tensor]) -> object:
+    @Registry("xattn.methods", "method").register(
+        "nonsense", signed=True, total="free", citation="none"
+    )
+    @dataclass(frozen=True)
+    class Nonsense:
+        def __call__(self, model: Model, batch: Batch, target: Target) -> Tensor:
+            return value(batch)
+
+    return Nonsense()
+
+
+def test_scores_that_are_not_finite_name_the_method(demo: Model) -> None:
+    method = returning(lambda batch: torch.full(batch.input_ids.shape, float("inf")))
+    with pytest.raises(ModelError, match=r"nonsense returned scores that are not finite: got inf"):
+        xattn.explain(demo, ["A film."], [method])  # type: ignore[list-item]
+
+
+def test_scores_of_the_wrong_shape_name_both_shapes(demo: Model) -> None:
+    method = returning(lambda batch: torch.zeros(3))
+    with pytest.raises(ModelError, match=r"wrong shape: got \[3\], expected \[batch, token\]"):
+        xattn.explain(demo, ["A film."], [method])  # type: ignore[list-item]

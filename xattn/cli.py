@@ -1,0 +1,368 @@
+"""The command line: explain, compare, maps, methods."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from xattn import files, render
+from xattn.errors import InputError, XattnError
+from xattn.evaluation import Comparison, compare, load_dataset
+from xattn.explain import DEFAULT_METHODS, explain
+from xattn.model import load
+from xattn.registry import defaults
+from xattn.registry import methods as registry
+from xattn.report import maps as map_pages
+from xattn.report import page, tokens
+from xattn.types import Attribution, Quantity
+
+EXAMPLE = "The plot is thin and the jokes are old, but the two leads are a constant delight."
+
+app = typer.Typer(
+    name="xattn",
+    help="Explain the predictions of transformer models and measure how far to trust it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+TextArgument = Annotated[str, typer.Argument(help="The text to explain.", show_default=False)]
+PairOption = Annotated[str | None, typer.Option("--pair", help="The second text of a pair.")]
+MethodsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--methods",
+        "--method",
+        "-m",
+        help="Methods by name, with options as NAME:field=value; separated by commas or given "
+        "several times; 'all' for every registered one.",
+    ),
+]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="Folder or Hub name.  [default: the demo model]")
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, mps or auto.")]
+DtypeOption = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
+RevisionOption = Annotated[str | None, typer.Option("--revision", help="Of a model on the Hub.")]
+LabelOption = Annotated[
+    str | None, typer.Option("--label", help="Class to explain.  [default: the predicted one]")
+]
+AgainstOption = Annotated[str | None, typer.Option("--against", help="Class to compare it with.")]
+TruncateOption = Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+def chosen_methods(options: list[str] | None) -> list[str]:
+    """Return the method specs that ``--methods`` asks for; the default ones without it.
+
+    Examples
+    --------
+    >>> chosen_methods(["attention,rollout:residual=0.3", "flow"])
+    ['attention', 'rollout:residual=0.3', 'flow']
+    """
+    if not options:
+        return list(DEFAULT_METHODS)
+    # a comma followed by "field=" separates options of one method, not methods
+    specs = [s.strip() for o in options for s in re.split(r",(?!\s*\w+\s*=)", o) if s.strip()]
+    return registry.names() if specs == ["all"] else specs
+
+
+@app.command("explain")
+def explain_command(
+    text: TextArgument = EXAMPLE,
+    pair: PairOption = None,
+    methods: MethodsOption = None,
+    model: ModelOption = None,
+    label: LabelOption = None,
+    against: AgainstOption = None,
+    quantity: Annotated[
+        str, typer.Option("--quantity", help="logit, log_probability or probability.")
+    ] = "logit",
+    unit: Annotated[str, typer.Option("--unit", help="token, word or sentence.")] = "token",
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page.")] = None,
+    png: Annotated[Path | None, typer.Option("--png", help="Write a picture.")] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Write the scores.")] = None,
+    truncate: TruncateOption = False,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float32",
+    revision: RevisionOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Explain the prediction on one text by one or more methods."""
+    specs = chosen_methods(methods)
+    for spec in specs:
+        registry.build(spec)  # before the model is loaded: a misspelt name shall cost no time
+    one_of("--quantity", quantity, ("logit", "log_probability", "probability"))
+    one_of("--unit", unit, ("token", "word", "sentence"))
+    for path in filter(None, (html, png, json)):
+        files.require_writable(path.parent)
+    loaded = load(model, device=device, dtype=dtype, revision=revision)
+    result = explain(
+        loaded,
+        [text],
+        specs,
+        pairs=None if pair is None else [pair],
+        label=label,
+        against=against,
+        quantity=as_quantity(quantity),
+        truncate=truncate,
+    )
+    shown = [in_unit(item, unit) for item in result]
+    show_attributions(shown)
+    if html is not None:
+        files.write_text(html, tokens.render_attributions_html(shown))
+    if png is not None:
+        tokens.render_attributions_png(shown, png)
+    if json is not None:
+        files.write_text(json, to_json(shown))
+    say_written(html, png, json)
+
+
+@app.command("compare")
+def compare_command(
+    methods: MethodsOption = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            help="CSV, TSV, JSONL or Parquet file, or a data set NAME[:SPLIT].  "
+            "[default: the demo reviews]",
+        ),
+    ] = None,
+    text_column: Annotated[str | None, typer.Option("--text-column")] = None,
+    pair_column: Annotated[str | None, typer.Option("--pair-column")] = None,
+    label_column: Annotated[str | None, typer.Option("--label-column")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Use the first N texts.")] = None,
+    operators: Annotated[
+        str,
+        typer.Option(
+            "--operators",
+            help="How tokens are removed: delete, mask, pad, unknown, attention-mask.",
+        ),
+    ] = "delete,mask",
+    model: ModelOption = None,
+    label: LabelOption = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the report.")] = Path(
+        "xattn-report"
+    ),
+    seed: Annotated[int, typer.Option("--seed", help="For ties and bootstrap.")] = 0,
+    truncate: TruncateOption = False,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float32",
+    revision: RevisionOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Compare methods by deletion curves on a data set and write a report."""
+    specs = chosen_methods(methods)
+    for spec in specs:
+        registry.build(spec)
+    files.require_writable(out)
+    dataset = load_dataset(
+        data,
+        text_column=text_column,
+        pair_column=pair_column,
+        label_column=label_column,
+        limit=limit,
+    )
+    loaded = load(model, device=device, dtype=dtype, revision=revision)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("texts, time left"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as bar:
+        task = bar.add_task("comparing", total=len(dataset.texts))
+        result = compare(
+            loaded,
+            dataset,
+            specs,
+            [name.strip() for name in operators.split(",") if name.strip()],
+            label=label,
+            seed=seed,
+            truncate=truncate,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            command=shlex.join(["xattn", *sys.argv[1:]]),
+        )
+    result.save(out)
+    page.write_report(result, out / "report.html")
+    show_leaderboard(result)
+    console.print(f"report: {out / 'report.html'}", soft_wrap=True)
+
+
+@app.command("maps")
+def maps_command(
+    text: TextArgument = EXAMPLE,
+    pair: PairOption = None,
+    layer: Annotated[int | None, typer.Option("--layer", help="One layer, from 0.")] = None,
+    head: Annotated[int | None, typer.Option("--head", help="One head, from 0.")] = None,
+    average: Annotated[bool, typer.Option("--average", help="Average over heads.")] = False,
+    png: Annotated[Path | None, typer.Option("--png", help="Write a picture.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page.")] = None,
+    model: ModelOption = None,
+    truncate: TruncateOption = False,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float32",
+    revision: RevisionOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Draw the attention maps of one text, layers by heads."""
+    if png is None and html is None:
+        png, html = Path("xattn-maps.png"), Path("xattn-maps.html")
+    for path in filter(None, (html, png)):
+        files.require_writable(path.parent)
+    loaded = load(model, device=device, dtype=dtype, revision=revision)
+    pairs = None if pair is None else [pair]
+    maps = loaded.attention(loaded.encode([text], pairs, truncate=truncate))[0]
+    layers, heads = maps.maps.shape[:2]
+    in_range("--layer", layer, layers)
+    in_range("--head", head, heads)
+    if average and head is not None:
+        raise InputError("--average and --head", got="both", expected="one of them")
+    chosen: dict[str, Any] = {
+        "layers": None if layer is None else [layer],
+        "heads": None if head is None else [head],
+        "average": average,
+    }
+    if png is not None:
+        map_pages.render_maps_png(maps, png, **chosen)
+    if html is not None:
+        files.write_text(html, map_pages.render_maps_html(maps, **chosen))
+    console.print(f"{layers} layers, {heads} heads, {len(maps.tokens)} tokens")
+    say_written(png, html)
+
+
+@app.command("methods")
+def methods_command(debug: DebugOption = False) -> None:
+    """List the registered methods with their options, properties and sources."""
+    table = Table(title="explanation methods")
+    for column in ("method", "options", "scores", "needs", "source"):
+        table.add_column(column, overflow="fold")
+    totals = {"one": "sum to 1", "difference": "sum to a score difference", "free": "no fixed sum"}
+    for name in registry.names():
+        cls = registry.get(name)
+        declared = cls.declaration
+        table.add_row(
+            name,
+            "\n".join(f"{key}={value}" for key, value in defaults(cls).items()),
+            f"{'signed' if declared.signed else 'unsigned'}, {totals[declared.total]}",
+            ", ".join(sorted(declared.needs)) or "-",
+            declared.citation,
+        )
+    console.print(table)
+
+
+def one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise `InputError` unless `value` is allowed."""
+    if value not in allowed:
+        raise InputError(option, got=repr(value), expected="one of " + ", ".join(allowed))
+
+
+def in_range(option: str, value: int | None, count: int) -> None:
+    """Raise `InputError` unless `value` counts from 0 to below `count`."""
+    if value is not None and not 0 <= value < count:
+        raise InputError(option, got=str(value), expected=f"0 to {count - 1}")
+
+
+def as_quantity(text: str) -> Quantity:
+    """Return `text`, which `one_of` has checked, as a `Quantity`."""
+    return text  # type: ignore[return-value]
+
+
+def in_unit(item: Attribution, unit: str) -> Attribution:
+    """Return the attribution with one score a token, word or sentence."""
+    if unit == "word":
+        return item.words()
+    return item.sentences() if unit == "sentence" else item
+
+
+def to_json(items: list[Attribution]) -> str:
+    """Return a JSON list, one object a method."""
+    import json
+
+    return json.dumps([item.to_dict() for item in items], indent=2)
+
+
+def show_attributions(items: list[Attribution]) -> None:
+    """Print coloured tokens, one line a method."""
+    first = items[0]
+    console.print(
+        f"[bold]{first.prediction}[/bold] ({first.probability:.1%}), explained: {first.target}"
+    )
+    width = max(len(item.method) for item in items)
+    for item in items:
+        line = Text(f"{item.method:>{width}}  ", style="dim")
+        largest = float(abs(item.scores).max(initial=0.0))
+        for piece in render.pieces(item):
+            if piece.token is None:
+                line.append(piece.text)
+                continue
+            score = float(item.scores[piece.token])
+            red, green, blue = render.rgb(score, largest)
+            ink = "white" if render.dark(score, largest) else "black"
+            line.append(piece.text, style=f"{ink} on rgb({red},{green},{blue})")
+        console.print(line)
+        if not console.is_terminal:
+            ranked = sorted(zip(item.scores, item.tokens, strict=True), reverse=True)
+            best = ", ".join(f"{token} {score:+.3f}" for score, token in ranked[:5])
+            console.print(f"{'':>{width}}  {best}", style="dim")
+        if item.gap is not None:
+            console.print(f"{'':>{width}}  completeness gap {item.gap:+.2g}", style="dim")
+
+
+def show_leaderboard(result: Comparison) -> None:
+    """Print the methods by area between the curves, with intervals."""
+    for operator in dict.fromkeys(result.scores["operator"]):
+        table = Table(title=f"faithfulness, tokens removed by {operator}")
+        for column in ("method", "ABPC", "95 % interval", "comprehensiveness", "sufficiency"):
+            table.add_column(column, justify="left" if column == "method" else "right")
+        summary = result.summary()
+        summary = summary[summary["operator"] == operator].set_index(["method", "metric"])
+        for method in result.leaderboard(str(operator), "abpc")["method"]:
+            area = summary.loc[(method, "abpc")]
+            table.add_row(
+                str(method),
+                f"{area['mean']:.3f}",
+                f"{area['low']:.3f} to {area['high']:.3f}",
+                f"{summary.loc[(method, 'comprehensiveness'), 'mean']:.3f}",
+                f"{summary.loc[(method, 'sufficiency'), 'mean']:.3f}",
+            )
+        console.print(table)
+
+
+def say_written(*paths: Path | None) -> None:
+    """Print the names of the files that were written."""
+    for path in filter(None, paths):
+        console.print(f"wrote {path}", soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command line; errors become one line and exit code 2, Ctrl-C 130."""
+    debug = "--debug" in sys.argv
+    try:
+        code = app(standalone_mode=False)
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        print("xattn: interrupted; nothing was written", file=sys.stderr)
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except XattnError as error:
+        if debug:
+            raise
+        print(f"xattn: {error}", file=sys.stderr)
+        code = 2
+    sys.exit(code)
