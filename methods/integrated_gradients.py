@@ -46,7 +46,7 @@ class IntegratedGradients:
     """
 
     baseline: Literal["auto", "mask", "pad", "unk", "zero"] = "auto"
-    steps: int = 16
+    steps: int = 8
     tolerance: float = 0.01
     max_steps: int = 256
 

@@ -93,7 +93,7 @@ def test_attribution_as_plain_data(demo: Model) -> None:
     item = xattn.explain(demo, ["A dull film."], ["integrated_gradients"])[0]
     again = json.loads(json.dumps(item.to_dict()))
     assert again["tokens"] == list(item.tokens)
-    assert again["parameters"]["steps"] == 16
+    assert again["parameters"]["steps"] == 8
     frame = item.to_dataframe()
     assert frame["score"].tolist() == item.scores.tolist()
     assert "dull" in item._repr_html_()

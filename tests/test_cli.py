@@ -1,0 +1,230 @@
+"""The command line, tried as a stranger would: what it prints, writes and refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from xattn import cli
+from xattn import demo as shipped
+from xattn.model import Model
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Run the command line in an empty folder; return exit code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli.console, "_width", 200)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["xattn", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out, printed.err
+
+    return call
+
+
+def test_explain_without_arguments(run: Run) -> None:
+    code, out, err = run("explain")
+    assert (code, err) == (0, "")
+    assert "explained: logit of" in out
+    for method in ("attention", "rollout", "flow", "integrated_gradients", "attention_gradient"):
+        assert method in out
+    assert "completeness gap" in out
+
+
+def test_explain_writes_what_is_asked_for(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run(
+        "explain", "A dull, lifeless film.", "-m", "rollout:residual=0.3,random", "--unit", "word",
+        "--html", "a/page.html", "--png", "a/strip.png", "--json", "a/scores.json",
+    )  # fmt: skip
+    assert code == 0
+    assert "wrote a/page.html" in out
+    scores = json.loads((tmp_path / "a/scores.json").read_text())
+    assert [item["method"] for item in scores] == ["rollout", "random"]
+    assert scores[0]["parameters"] == {"residual": 0.3}
+    assert scores[0]["unit"] == "word"
+    assert "lifeless" in scores[0]["tokens"]
+    assert (tmp_path / "a/strip.png").read_bytes()[:4] == b"\x89PNG"
+    assert "lifeless" in (tmp_path / "a/page.html").read_text()
+
+
+def test_explain_a_pair_and_another_class(run: Run) -> None:
+    code, out, _ = run("explain", "A dull film.", "--pair", "Was it good?", "-m", "rollout",
+                       "--label", "positive")  # fmt: skip
+    assert code == 0
+    assert "logit of positive" in out
+
+
+def test_compare_writes_a_report(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("compare", "--limit", "6", "--operators", "mask", "--out", "here")
+    assert code == 0
+    assert "tokens removed by mask" in out
+    for name in ("report.html", "scores.parquet", "curves.parquet", "summary.json"):
+        assert (tmp_path / "here" / name).stat().st_size > 0
+    summary = json.loads((tmp_path / "here/summary.json").read_text())
+    assert "compare --limit 6" in json.dumps(summary)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+def test_compare_reads_every_format(run: Run, tmp_path: Path, suffix: str) -> None:
+    frame = pd.DataFrame({"sentence": ["A dull film.", "A joy."], "label": [0, 1]})
+    write = {
+        "csv": lambda p: frame.to_csv(p, index=False),
+        "tsv": lambda p: frame.to_csv(p, index=False, sep="\t"),
+        "jsonl": lambda p: frame.to_json(p, orient="records", lines=True),
+        "parquet": lambda p: frame.to_parquet(p),
+    }
+    write[suffix](tmp_path / f"data.{suffix}")
+    code, out, err = run("compare", "-m", "rollout", "--data", f"data.{suffix}", "--out", "o")
+    assert code == 0, err
+    assert "rollout" in out
+
+
+def test_maps(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("maps")
+    assert code == 0
+    assert "4 layers, 4 heads" in out
+    assert (tmp_path / "xattn-maps.png").read_bytes()[:4] == b"\x89PNG"
+    assert "</html>" in (tmp_path / "xattn-maps.html").read_text()
+    assert run("maps", "A film.", "--layer", "1", "--head", "0", "--png", "one.png")[0] == 0
+    assert run("maps", "A film.", "--average", "--png", "mean.png")[0] == 0
+
+
+def test_methods_are_listed_with_options_and_sources(run: Run) -> None:
+    code, out, _ = run("methods")
+    assert code == 0
+    for word in ("rollout", "residual=0.5", "Abnar", "Sundararajan", "sum to a score difference"):
+        assert word in out
+
+
+@pytest.mark.parametrize("command", [[], ["explain"], ["compare"], ["maps"], ["methods"]])
+def test_help(run: Run, command: list[str]) -> None:
+    code, out, _ = run(*command, "--help")
+    assert code == 0
+    assert "Usage" in out
+
+
+BAD = {
+    "empty text": (["explain", " "], "text 0 is empty: got ' '; pass at least one word"),
+    "only specials": (["explain", "[SEP]"], "text 0 holds nothing but special tokens"),
+    "too long": (["explain", "good " * 200], "74 tokens too long for the model: got 202 tokens"),
+    "unknown method": (["explain", "-m", "rolout"], "did you mean 'rollout'?"),
+    "unknown option": (["explain", "-m", "rollout:layer=1"], "unknown option of rollout"),
+    "unknown class": (["explain", "--label", "good"], "unknown class: got 'good'"),
+    "unknown unit": (["explain", "--unit", "letter"], "--unit: got 'letter', expected one of"),
+    "unknown quantity": (["explain", "--quantity", "x"], "--quantity: got 'x'"),
+    "unknown device": (["explain", "--device", "tpu"], "device: got 'tpu'"),
+    "unknown model": (["explain", "--model", "./none"], "no such model folder: got ./none"),
+    "unwritable": (["explain", "--html", "file/x.html"], "cannot be written"),
+    "unwritable report": (["compare", "--out", "file/x"], "cannot be written"),
+    "unknown file": (["compare", "--data", "none.csv"], "none.csv"),
+    "unknown column": (["compare", "--data", "good.csv", "--text-column", "txt"], "'txt'"),
+    "missing cells": (["compare", "--data", "holes.csv"], "row"),
+    "empty file": (["compare", "--data", "empty.csv"], "empty.csv"),
+    "damaged parquet": (["compare", "--data", "broken.parquet"], "broken.parquet"),
+    "unknown operator": (["compare", "--operators", "remove"], "unknown operator"),
+    "no texts": (["compare", "--limit", "0"], "limit"),
+    "layer": (["maps", "--layer", "7"], "--layer: got 7, expected 0 to 3"),
+    "both": (["maps", "--head", "1", "--average"], "--average and --head"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(run: Run, tmp_path: Path, case: str) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "good.csv").write_text("text,label\nA film.,positive\n")
+    (tmp_path / "holes.csv").write_text("text,label\nA film.,positive\n,negative\n")
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "broken.parquet").write_text("PAR1 nothing")
+    before = sorted(p.name for p in tmp_path.iterdir())
+    arguments, message = BAD[case]
+    code, out, err = run(*arguments)
+    assert code == 2
+    assert err.startswith("xattn: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert "Traceback" not in out + err
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_usage_errors(run: Run) -> None:
+    assert run("explain", "--nonsense")[0] == 2
+    assert run("nonsense")[0] == 2
+
+
+def test_debug_shows_the_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["xattn", "explain", " ", "--debug"])
+    with pytest.raises(cli.InputError):
+        cli.main()
+
+
+def test_damaged_model(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(shipped.MODEL, tmp_path / "model")
+    (tmp_path / "model/model.safetensors").write_bytes(b"\x00" * 64)
+    code, _, err = run("explain", "--model", "./model")
+    assert code == 2
+    assert "damaged" in err
+    assert err.count("\n") == 1
+
+
+def test_a_model_without_attention_serves_what_needs_none(
+    run: Run, tiny_of: Callable[..., Model], tmp_path: Path
+) -> None:
+    model = tiny_of("fnet")
+    model.network.save_pretrained(tmp_path / "fnet")
+    model.tokenizer.save_pretrained(tmp_path / "fnet")
+    code, _, err = run("explain", "--model", "./fnet", "-m", "rollout")
+    assert code == 2
+    assert "the attention of FNetForSequenceClassification cannot be reached" in err
+    assert run("explain", "--model", "./fnet", "-m", "integrated_gradients:tolerance=9")[0] == 0
+
+
+def test_not_finite_logits(run: Run, tiny_of: Callable[..., Model], tmp_path: Path) -> None:
+    model = tiny_of("bert")
+    model.network.classifier.bias.data[0] = float("nan")
+    model.network.save_pretrained(tmp_path / "nan")
+    model.tokenizer.save_pretrained(tmp_path / "nan")
+    code, _, err = run("compare", "--model", "./nan", "--limit", "2", "--out", "o")
+    assert code == 2
+    assert "logits are not finite" in err
+    assert not (tmp_path / "o").exists()
+
+
+def test_ctrl_c_ends_with_130_and_leaves_nothing(tmp_path: Path) -> None:
+    terminal, end = pty.openpty()  # the progress bar is drawn for terminals only
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from xattn.cli import main; main()", "compare", "--out", "report"],
+        cwd=tmp_path,
+        stderr=end,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+    )
+    os.close(end)
+    seen = ""
+    while "comparing" not in seen:
+        seen += os.read(terminal, 4096).decode()
+    process.send_signal(signal.SIGINT)
+    with contextlib.suppress(OSError):  # the terminal closes with the process
+        while text := os.read(terminal, 4096).decode():
+            seen += text
+    os.close(terminal)
+    assert process.wait() == 130
+    assert "texts, time left" in seen
+    assert "xattn: interrupted; nothing was written" in seen
+    assert "Traceback" not in seen
+    assert list(tmp_path.iterdir()) == []
