@@ -76,9 +76,10 @@ def _assert_close(method: Method, what: str, got: list[Tensor], expected: list[T
 
 def check_declaration(model: Model, method: Method) -> None:
     """Require a frozen dataclass with defaults for all fields, a docstring and a citation."""
-    cls = type(method)
+    cls: type = type(method)
     assert is_dataclass(cls), f"{method.name} is not a dataclass"
-    assert cls.__dataclass_params__.frozen, f"{method.name} is not frozen"  # type: ignore[attr-defined]
+    parameters: Any = vars(cls)["__dataclass_params__"]
+    assert parameters.frozen, f"{method.name} is not frozen"
     for field in fields(cls):
         assert field.default is not MISSING, f"{method.name}.{field.name} has no default"
     assert method.declaration.citation.strip(), f"{method.name} names no source"

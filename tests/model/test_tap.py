@@ -164,7 +164,7 @@ def test_a_reduction_is_applied_inside(demo: Model) -> None:
 
 def test_a_model_without_attention_is_refused_with_a_remedy(tiny_of: Callable[..., Model]) -> None:
     model = tiny_of("fnet")
-    with pytest.raises(AttentionError, match=r"cannot be reached.*no attention.*integrated_grad"):
+    with pytest.raises(AttentionError, match=r"cannot be reached.*softmax: none.*integrated_grad"):
         model.attach()
     with pytest.raises(AttentionError), model.edit(Edit()):
         pytest.fail("an edit that cannot take effect must be refused")

@@ -10,20 +10,17 @@ from __future__ import annotations
 import platform
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from xattn.errors import AttentionError, InputError, ModelError, UnknownNameError
-from xattn.model import batching, encoding
-from xattn.model.tap import BACKENDS, Edit, Site, Tap
+from xattn.model import batching, borrow, encoding
+from xattn.model.tap import BACKENDS, Edit, Site, Tap, find_backend
 from xattn.types import AttentionMaps, Batch, Encoding, Quantity, Row, Target
-
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""How far logits with a tap may be from those without, relative to the largest (at least 1)."""
 
 
 @dataclass
@@ -206,7 +203,7 @@ class Model:
 
     def logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return ``[batch, class]`` float32, without gradients."""
-        with torch.no_grad(), self._untouched(inputs):
+        with torch.no_grad(), self._borrowed(inputs):
             return self._forward(inputs)
 
     def _forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -237,42 +234,16 @@ class Model:
         return torch.autograd.grad(score.sum(), list(sources))
 
     @contextmanager
-    def _untouched(self, inputs: Mapping[str, Tensor], *recordings: Edit) -> Iterator[None]:
-        """Evaluate with frozen parameters and the open edits; put everything back afterwards."""
-        with self._lock:
-            training = [m for m in self.network.modules() if m.training]
-            trainable = [p for p in self.network.parameters() if p.requires_grad]
-            try:
-                for module in training:
-                    module.training = False
-                for parameter in trainable:
-                    parameter.requires_grad_(False)
-                with self._padding_known(inputs), self._tapped((*self._edits, *recordings)):
-                    yield
-            finally:
-                for module in training:
-                    module.training = True
-                for parameter in trainable:
-                    parameter.requires_grad_(True)
-
-    @contextmanager
-    def _padding_known(self, inputs: Mapping[str, Tensor]) -> Iterator[None]:
-        """Tell a decoder which id is padding, for as long as it runs.
-
-        Decoder classifiers read the last token that is not padding and refuse batches when their
-        configuration names no padding token.
-        """
-        if self._pad_id is not None:
+    def _borrowed(self, inputs: Mapping[str, Tensor], *recordings: Edit) -> Iterator[None]:
+        """Hold the network for one forward pass, with the open edits and `recordings`."""
+        edits = (*self._edits, *recordings)
+        with self._lock, ExitStack() as stack:
+            stack.enter_context(borrow.frozen(self.network))
+            stack.enter_context(borrow.padding_named(self.network, inputs))
+            if edits:
+                backend, _ = self.attach()
+                stack.enter_context(BACKENDS[backend](self.network, Tap(self.network, edits)))
             yield
-            return
-        config = self.network.config.get_text_config()
-        ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        padding = ids[mask == 0]
-        config.pad_token_id = int(padding[0]) if len(padding) else -1
-        try:
-            yield
-        finally:
-            config.pad_token_id = None
 
     # ---------------------------------------------------------------- attention
 
@@ -324,8 +295,8 @@ class Model:
 
             with ExitStack() as stack:
                 stack.enter_context(torch.enable_grad())
-                stack.enter_context(self._untouched(batch.inputs, Edit(probabilities=record)))
-                last = stack.enter_context(self._output_of(known[-1]))
+                stack.enter_context(self._borrowed(batch.inputs, Edit(probabilities=record)))
+                last = stack.enter_context(borrow.output_of(self.network, known[-1]))
                 score = target(self._forward(batch.inputs))
                 sources = [*(maps if gradients else ()), last[0]]
                 derivatives = self._backward(score, sources)
@@ -381,39 +352,6 @@ class Model:
             finally:
                 self._edits = before
 
-    @contextmanager
-    def _tapped(self, edits: tuple[Edit, ...]) -> Iterator[None]:
-        """Open the tap for `edits`; does nothing without any."""
-        if not edits:
-            yield
-            return
-        backend, _ = self.attach()
-        with BACKENDS[backend](self.network, Tap(self.network, edits)):
-            yield
-
-    @contextmanager
-    def _output_of(self, site: Site) -> Iterator[list[Tensor]]:
-        """Yield a list that will hold the output of a site's module, with gradients."""
-        held: list[Tensor] = []
-        calls = 0
-
-        def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls - 1 != site.call:
-                return None
-            first = output if isinstance(output, Tensor) else output[0]
-            if not first.requires_grad:
-                first = first.detach().requires_grad_()
-            held.append(first)
-            return first if isinstance(output, Tensor) else (first, *output[1:])
-
-        handle = self.network.get_submodule(site.module).register_forward_hook(hook)
-        try:
-            yield held
-        finally:
-            handle.remove()
-
     def attach(self) -> tuple[str, tuple[Site, ...]]:
         """Return a backend that was seen to leave the logits alone, and the sites it reaches.
 
@@ -427,35 +365,13 @@ class Model:
         if self._verified is not None:
             return self._verified
         probe = self.batch(self.encode(["a b c d e f g h", "a b c"]))
-        plain = self.logits(probe.inputs)
-        allowed = TOLERANCE.get(self.dtype, 1e-4) * max(1.0, float(plain.abs().max()))
-        failures = []
-        for name, backend in BACKENDS.items():
-            sites: list[Site] = []
 
-            def note(site: Site, probabilities: Tensor, sites: list[Site] = sites) -> Tensor:
-                sites.append(site)
-                return probabilities
+        def forward() -> Tensor:
+            with torch.no_grad(), self._borrowed(probe.inputs):
+                return self._forward(probe.inputs)
 
-            tap = Tap(self.network, (Edit(probabilities=note),))
-            try:
-                with torch.no_grad(), self._untouched(probe.inputs), backend(self.network, tap):
-                    difference = float((self._forward(probe.inputs) - plain).abs().max())
-            except (AttentionError, KeyError, ValueError) as error:
-                failures.append(f"{name}: {error}")
-                continue
-            if sites and difference <= allowed:
-                self._verified = name, tuple(sites)
-                return self._verified
-            failures.append(
-                f"{name}: logits differ by {difference:.2g}" if sites else f"{name}: no attention"
-            )
-        raise AttentionError(
-            f"the attention of {type(self.network).__name__} cannot be reached",
-            got="; ".join(failures),
-            expected=f"the logits of the untapped model within {allowed:.1g}",
-            remedy="use a method that does not need attention, such as integrated_gradients",
-        )
+        self._verified = find_backend(self.network, forward)
+        return self._verified
 
     # ---------------------------------------------------------------- embeddings
 
@@ -488,7 +404,7 @@ class Model:
             ``[batch, token, hidden]``.
         """
         leaf = embeddings.detach().requires_grad_()
-        with torch.enable_grad(), self._untouched(inputs), self._embedded(leaf):
+        with torch.enable_grad(), self._borrowed(inputs), borrow.embedded(self.network, leaf):
             score = target(self._forward(inputs))
             (gradient,) = self._backward(score, [leaf])
         return score.detach(), gradient
@@ -497,34 +413,9 @@ class Model:
         self, inputs: Mapping[str, Tensor], target: Target, embeddings: Tensor | None = None
     ) -> Tensor:
         """Return the target ``[batch]``, optionally with other token embeddings."""
-        swap: AbstractContextManager[None] = (
-            ExitStack() if embeddings is None else self._embedded(embeddings)  # type: ignore[assignment]
-        )
-        with torch.no_grad(), self._untouched(inputs), swap:
+        swap = nullcontext() if embeddings is None else borrow.embedded(self.network, embeddings)
+        with torch.no_grad(), self._borrowed(inputs), swap:
             return target(self._forward(inputs))
-
-    @contextmanager
-    def _embedded(self, embeddings: Tensor) -> Iterator[None]:
-        """Make the embedding table return `embeddings`; refuse a model that does not ask it."""
-        asked = 0
-
-        def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            nonlocal asked
-            asked += 1
-            return embeddings.to(output.dtype).clone()  # a clone: models may write into it
-
-        handle = self.network.get_input_embeddings().register_forward_hook(hook)
-        try:
-            yield
-        finally:
-            handle.remove()
-        if asked != 1:
-            raise ModelError(
-                "the model does not read its tokens through its embedding table",
-                got=f"{asked} look-ups in one forward pass",
-                expected="1",
-                remedy="use a method that does not need gradients of embeddings",
-            )
 
     # ---------------------------------------------------------------- provenance
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
 from transformers.utils import logging as hf_logging
 
@@ -159,7 +159,7 @@ def _attention(
 
 
 @contextmanager
-def attention_implementation(network: nn.Module, name: str) -> Iterator[None]:
+def attention_implementation(network: PreTrainedModel, name: str) -> Iterator[None]:
     """Run a transformers model under another attention implementation, then put the old ones back.
 
     Models that do not follow the interface keep theirs; the verification notices.
@@ -170,7 +170,7 @@ def attention_implementation(network: nn.Module, name: str) -> Iterator[None]:
     verbosity = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()  # refusals are found by the verification, not read in a log
     try:
-        network.set_attn_implementation(name)  # type: ignore[operator]
+        network.set_attn_implementation(name)
         yield
     finally:
         for config, implementation in before:
@@ -179,7 +179,7 @@ def attention_implementation(network: nn.Module, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def interface(network: nn.Module, tap: Tap) -> Iterator[None]:
+def interface(network: PreTrainedModel, tap: Tap) -> Iterator[None]:
     """Open `tap` through transformers' attention interface."""
     AttentionInterface.register(INTERFACE_NAME, _attention)
     # Without a registered mask the model would silently lose padding and causality.
@@ -261,7 +261,7 @@ class _SoftmaxMode(TorchFunctionMode):
 
 
 @contextmanager
-def softmax(network: nn.Module, tap: Tap) -> Iterator[None]:
+def softmax(network: PreTrainedModel, tap: Tap) -> Iterator[None]:
     """Open `tap` by catching softmax inside attention modules."""
     mode = _SoftmaxMode(tap)
     handles = [network.register_forward_pre_hook(tap.reset)]
@@ -279,5 +279,51 @@ def softmax(network: nn.Module, tap: Tap) -> Iterator[None]:
             handle.remove()
 
 
-Backend = Callable[[nn.Module, Tap], Any]
+Backend = Callable[[PreTrainedModel, Tap], AbstractContextManager[None]]
 BACKENDS: dict[str, Backend] = {"interface": interface, "softmax": softmax}
+
+TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""How far logits with a tap may be from those without, relative to the largest (at least 1)."""
+
+
+def find_backend(
+    network: PreTrainedModel, forward: Callable[[], Tensor]
+) -> tuple[str, tuple[Site, ...]]:
+    """Return the first backend that is seen to leave the logits alone, and the sites it reaches.
+
+    Parameters
+    ----------
+    network : PreTrainedModel
+    forward : callable
+        Runs the network on a probe and returns its logits.
+
+    Raises
+    ------
+    AttentionError
+        If there is no attention, or no backend reproduces the logits.
+    """
+    plain = forward()
+    allowed = TOLERANCE.get(network.dtype, 1e-4) * max(1.0, float(plain.abs().max()))
+    failures = []
+    for name, backend in BACKENDS.items():
+        sites: list[Site] = []
+
+        def note(site: Site, probabilities: Tensor, sites: list[Site] = sites) -> Tensor:
+            sites.append(site)
+            return probabilities
+
+        try:
+            with backend(network, Tap(network, (Edit(probabilities=note),))):
+                difference = float((forward() - plain).abs().max())
+        except (AttentionError, KeyError, ValueError) as error:
+            failures.append(f"{name}: {error}")
+            continue
+        if sites and difference <= allowed:
+            return name, tuple(sites)
+        failures.append(f"{name}: logits differ by {difference:.2g}" if sites else f"{name}: none")
+    raise AttentionError(
+        f"the attention of {type(network).__name__} cannot be reached",
+        got="; ".join(failures),
+        expected=f"attention, and the logits of the untapped model within {allowed:.1g}",
+        remedy="use a method that does not need attention, such as integrated_gradients",
+    )

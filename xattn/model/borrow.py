@@ -1,0 +1,106 @@
+"""Borrowing a network: each context manager changes one thing for a while and puts it back.
+
+Also after an exception or Ctrl-C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from xattn.errors import ModelError
+from xattn.model.tap import Site
+
+
+@contextmanager
+def frozen(network: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode without gradients of its parameters."""
+    training = [module for module in network.modules() if module.training]
+    trainable = [p for p in network.parameters() if p.requires_grad]
+    try:
+        for module in training:
+            module.training = False
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module in training:
+            module.training = True
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def padding_named(network: Any, inputs: Mapping[str, Tensor]) -> Iterator[None]:
+    """Tell a decoder which id is padding if its configuration does not.
+
+    Decoder classifiers read the last token that is not padding, and refuse batches when their
+    configuration names no padding token.
+    """
+    config = network.config.get_text_config()
+    if config.pad_token_id is not None:
+        yield
+        return
+    padding = inputs["input_ids"][inputs["attention_mask"] == 0]
+    config.pad_token_id = int(padding[0]) if len(padding) else -1
+    try:
+        yield
+    finally:
+        config.pad_token_id = None
+
+
+@contextmanager
+def output_of(network: nn.Module, site: Site) -> Iterator[list[Tensor]]:
+    """Yield a list that will hold the output of a site's module, with a gradient."""
+    held: list[Tensor] = []
+    calls = 0
+
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls - 1 != site.call:
+            return None
+        first = output if isinstance(output, Tensor) else output[0]
+        if not first.requires_grad:
+            first = first.detach().requires_grad_()
+        held.append(first)
+        return first if isinstance(output, Tensor) else (first, *output[1:])
+
+    handle = network.get_submodule(site.module).register_forward_hook(hook)
+    try:
+        yield held
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def embedded(network: Any, embeddings: Tensor) -> Iterator[None]:
+    """Make the embedding table return `embeddings`, for one forward pass.
+
+    Raises
+    ------
+    ModelError
+        If the network did not ask its table exactly once.
+    """
+    asked = 0
+
+    def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        nonlocal asked
+        asked += 1
+        return embeddings.to(output.dtype).clone()  # a clone: models may write into it
+
+    handle = network.get_input_embeddings().register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+    if asked != 1:
+        raise ModelError(
+            "the model does not read its tokens through its embedding table",
+            got=f"{asked} look-ups in one forward pass",
+            expected="1",
+            remedy="use a method that does not need gradients of embeddings",
+        )
