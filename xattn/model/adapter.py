@@ -7,6 +7,7 @@ turns.
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -424,6 +425,7 @@ class Model:
         return {
             "model": self.name,
             "revision": self.revision,
+            "weights": self._fingerprint(),
             "architecture": type(self.network).__name__,
             "parameters": sum(p.numel() for p in self.network.parameters()),
             "device": str(self.device),
@@ -431,3 +433,11 @@ class Model:
             "threads": torch.get_num_threads(),
             "platform": platform.platform(),
         }
+
+    def _fingerprint(self) -> str:
+        """Return the SHA-256 of all parameters: two models of one name may differ."""
+        digest = hashlib.sha256()
+        for name, parameter in self.network.named_parameters():
+            digest.update(name.encode())
+            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()

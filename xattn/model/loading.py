@@ -73,6 +73,7 @@ def load(
     ('negative', 'positive')
     """
     name = str(demo.MODEL if model is None else model)
+    shown = demo.NAME if model is None else name
     place = resolve_device(device)
     if dtype not in DTYPES:
         raise InputError("dtype", got=repr(dtype), expected="one of " + ", ".join(DTYPES))
@@ -105,7 +106,7 @@ def load(
             remedy="name a checkpoint with a classification head",
         )
     commit = getattr(config, "_commit_hash", None)
-    return Model(network.to(place), tokenizer, name=name, revision=revision or commit)
+    return Model(network.to(place), tokenizer, name=shown, revision=revision or commit)
 
 
 def _looks_like_path(name: str) -> bool:
