@@ -18,6 +18,7 @@ import pytest
 
 from xattn import cli
 from xattn import demo as shipped
+from xattn.errors import InputError
 from xattn.model import Model
 
 Run = Callable[..., tuple[int, str, str]]
@@ -170,7 +171,7 @@ def test_usage_errors(run: Run) -> None:
 
 def test_debug_shows_the_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["xattn", "explain", " ", "--debug"])
-    with pytest.raises(cli.InputError):
+    with pytest.raises(InputError):
         cli.main()
 
 
@@ -225,6 +226,6 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing(tmp_path: Path) -> None:
     os.close(terminal)
     assert process.wait() == 130
     assert "texts, time left" in seen
-    assert "xattn: interrupted; nothing was written" in seen
+    assert "xattn: interrupted; nothing half-written is left" in seen
     assert "Traceback" not in seen
     assert list(tmp_path.iterdir()) == []

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import json as jsonlib
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-import click
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -50,17 +52,46 @@ MethodsOption = Annotated[
     ),
 ]
 ModelOption = Annotated[
-    str | None, typer.Option("--model", help="Folder or Hub name.  [default: the demo model]")
+    str | None, typer.Option("--model", help="Folder or Hub name.", show_default="the demo model")
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, mps or auto.")]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
 RevisionOption = Annotated[str | None, typer.Option("--revision", help="Of a model on the Hub.")]
 LabelOption = Annotated[
-    str | None, typer.Option("--label", help="Class to explain.  [default: the predicted one]")
+    str | None, typer.Option("--label", help="Class to explain.", show_default="the predicted one")
 ]
 AgainstOption = Annotated[str | None, typer.Option("--against", help="Class to compare it with.")]
 TruncateOption = Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def command(name: str) -> Callable[[Command], Command]:
+    """Return a decorator that adds a command whose errors are one line and an exit code.
+
+    2 for what xattn refuses, with a traceback only if ``--debug`` is given; 130 for Ctrl-C.
+    """
+
+    def add(function: Command) -> Command:
+        @functools.wraps(function)
+        def guarded(**options: Any) -> None:
+            try:
+                function(**options)
+            except XattnError as error:
+                if options["debug"]:
+                    raise
+                print(f"xattn: {error}", file=sys.stderr)
+                raise typer.Exit(2) from None
+            except KeyboardInterrupt:
+                print("xattn: interrupted; nothing half-written is left", file=sys.stderr)
+                raise typer.Exit(130) from None
+
+        app.command(name)(guarded)
+        return function
+
+    return add
 
 
 def chosen_methods(options: list[str] | None) -> list[str]:
@@ -78,7 +109,7 @@ def chosen_methods(options: list[str] | None) -> list[str]:
     return registry.names() if specs == ["all"] else specs
 
 
-@app.command("explain")
+@command("explain")
 def explain_command(
     text: TextArgument = EXAMPLE,
     pair: PairOption = None,
@@ -129,15 +160,15 @@ def explain_command(
     say_written(html, png, json)
 
 
-@app.command("compare")
+@command("compare")
 def compare_command(
     methods: MethodsOption = None,
     data: Annotated[
         str | None,
         typer.Option(
             "--data",
-            help="CSV, TSV, JSONL or Parquet file, or a data set NAME[:SPLIT].  "
-            "[default: the demo reviews]",
+            help="CSV, TSV, JSONL or Parquet file, or the name of a data set as NAME:SPLIT.",
+            show_default="the demo reviews",
         ),
     ] = None,
     text_column: Annotated[str | None, typer.Option("--text-column")] = None,
@@ -197,13 +228,14 @@ def compare_command(
             progress=lambda done, total: bar.update(task, completed=done, total=total),
             command=shlex.join(["xattn", *sys.argv[1:]]),
         )
+        text = page.render_report(result)  # all that can fail comes before anything is written
     result.save(out)
-    page.write_report(result, out / "report.html")
+    files.write_text(out / "report.html", text)
     show_leaderboard(result)
     console.print(f"report: {out / 'report.html'}", soft_wrap=True)
 
 
-@app.command("maps")
+@command("maps")
 def maps_command(
     text: TextArgument = EXAMPLE,
     pair: PairOption = None,
@@ -245,24 +277,19 @@ def maps_command(
     say_written(png, html)
 
 
-@app.command("methods")
+@command("methods")
 def methods_command(debug: DebugOption = False) -> None:
     """List the registered methods with their options, properties and sources."""
-    table = Table(title="explanation methods")
-    for column in ("method", "options", "scores", "needs", "source"):
-        table.add_column(column, overflow="fold")
     totals = {"one": "sum to 1", "difference": "sum to a score difference", "free": "no fixed sum"}
     for name in registry.names():
         cls = registry.get(name)
         declared = cls.declaration
-        table.add_row(
-            name,
-            "\n".join(f"{key}={value}" for key, value in defaults(cls).items()),
-            f"{'signed' if declared.signed else 'unsigned'}, {totals[declared.total]}",
-            ", ".join(sorted(declared.needs)) or "-",
-            declared.citation,
-        )
-    console.print(table)
+        options = ", ".join(f"{key}={value}" for key, value in defaults(cls).items())
+        sign = "signed" if declared.signed else "unsigned"
+        needs = f"; needs {' and '.join(sorted(declared.needs))}" if declared.needs else ""
+        console.print(f"[bold]{name}[/bold]  {options}", highlight=False)
+        console.print(f"  scores: {sign}, {totals[declared.total]}{needs}", highlight=False)
+        console.print(f"  source: {declared.citation}", highlight=False, style="dim")
 
 
 def one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -291,9 +318,7 @@ def in_unit(item: Attribution, unit: str) -> Attribution:
 
 def to_json(items: list[Attribution]) -> str:
     """Return a JSON list, one object a method."""
-    import json
-
-    return json.dumps([item.to_dict() for item in items], indent=2)
+    return jsonlib.dumps([item.to_dict() for item in items], indent=2)
 
 
 def show_attributions(items: list[Attribution]) -> None:
@@ -350,19 +375,5 @@ def say_written(*paths: Path | None) -> None:
 
 
 def main() -> None:
-    """Run the command line; errors become one line and exit code 2, Ctrl-C 130."""
-    debug = "--debug" in sys.argv
-    try:
-        code = app(standalone_mode=False)
-    except (KeyboardInterrupt, click.exceptions.Abort):
-        print("xattn: interrupted; nothing was written", file=sys.stderr)
-        code = 130
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except XattnError as error:
-        if debug:
-            raise
-        print(f"xattn: {error}", file=sys.stderr)
-        code = 2
-    sys.exit(code)
+    """Run the command line."""
+    app()
