@@ -7,7 +7,7 @@ import json as jsonlib
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -28,6 +28,8 @@ from xattn.report import maps as map_pages
 from xattn.report import page, tokens
 from xattn.types import Attribution, Quantity
 
+# Attention in the first layer beside the last: the report says if the result turns on the choice.
+COMPARED = (*DEFAULT_METHODS, "attention:layer=0")
 EXAMPLE = "The plot is thin and the jokes are old, but the two leads are a constant delight."
 
 app = typer.Typer(
@@ -94,16 +96,16 @@ def command(name: str) -> Callable[[Command], Command]:
     return add
 
 
-def chosen_methods(options: list[str] | None) -> list[str]:
-    """Return the method specs that ``--methods`` asks for; the default ones without it.
+def chosen_methods(options: list[str] | None, default: Sequence[str]) -> list[str]:
+    """Return the method specs that ``--methods`` asks for; `default` without it.
 
     Examples
     --------
-    >>> chosen_methods(["attention,rollout:residual=0.3", "flow"])
+    >>> chosen_methods(["attention,rollout:residual=0.3", "flow"], [])
     ['attention', 'rollout:residual=0.3', 'flow']
     """
     if not options:
-        return list(DEFAULT_METHODS)
+        return list(default)
     # a comma followed by "field=" separates options of one method, not methods
     specs = [s.strip() for o in options for s in re.split(r",(?!\s*\w+\s*=)", o) if s.strip()]
     return registry.names() if specs == ["all"] else specs
@@ -131,7 +133,7 @@ def explain_command(
     debug: DebugOption = False,
 ) -> None:
     """Explain the prediction on one text by one or more methods."""
-    specs = chosen_methods(methods)
+    specs = chosen_methods(methods, DEFAULT_METHODS)
     for spec in specs:
         registry.build(spec)  # before the model is loaded: a misspelt name shall cost no time
     one_of("--quantity", quantity, ("logit", "log_probability", "probability"))
@@ -195,7 +197,7 @@ def compare_command(
     debug: DebugOption = False,
 ) -> None:
     """Compare methods by deletion curves on a data set and write a report."""
-    specs = chosen_methods(methods)
+    specs = chosen_methods(methods, COMPARED)
     for spec in specs:
         registry.build(spec)
     files.require_writable(out)
@@ -215,6 +217,7 @@ def compare_command(
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
+        disable=not sys.stderr.isatty(),
     ) as bar:
         task = bar.add_task("comparing", total=len(dataset.texts))
         result = compare(
