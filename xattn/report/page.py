@@ -1,0 +1,298 @@
+"""The report of a comparison: one self-contained HTML page, for reading, hovering and printing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files as resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from xattn import files
+from xattn.errors import XattnError
+from xattn.evaluation import METRICS, Comparison, Interval
+from xattn.registry import methods as registry
+from xattn.report import curves, examples
+from xattn.report.agreement import pairwise
+from xattn.report.answer import answer, number, texts
+from xattn.report.cautions import cautions
+from xattn.report.ranking import Place, ranking
+from xattn.report.series import YARDSTICKS, Style, by_text, contenders, operators, styles
+
+COLUMNS = [
+    ("comprehensiveness", "Comprehensiveness"),
+    ("sufficiency", "Sufficiency"),
+    ("aopc_morf", "AOPC MoRF"),
+    ("aopc_lerf", "AOPC LeRF"),
+]
+"""The metrics beside ABPC, in the order of the table."""
+NOTES = {"random": "chance", "oracle": "greedy search"}
+NAMES = {
+    "abpc": "ABPC",
+    "comprehensiveness": "Comprehensiveness",
+    "sufficiency": "Sufficiency",
+    "aopc_morf": "AOPC MoRF",
+    "aopc_lerf": "AOPC LeRF",
+}
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Where a dot and its whisker stand on the axis, in per cent of its width."""
+
+    mean: float
+    low: float
+    width: float
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The axis that all dots of a ranking share."""
+
+    ticks: list[tuple[float, str]]
+    zero: float | None
+    chance: float | None
+    """Where random scores stand."""
+    marks: dict[str, Mark | None]
+
+
+@dataclass(frozen=True)
+class View:
+    """What the report shows of one way of removing tokens."""
+
+    name: str
+    places: list[Place]
+    axis: Axis
+    panels: list[curves.Panel]
+
+
+def render_report(comparison: Comparison) -> str:
+    """Return the report as one HTML page that needs nothing else, not even a network.
+
+    Parameters
+    ----------
+    comparison : Comparison
+        What `xattn.evaluation.compare` returned.
+
+    Returns
+    -------
+    str
+        Texts, tokens and names are escaped: a text that holds markup is shown, not run.
+    """
+    places = {operator: ranking(comparison, operator) for operator in operators(comparison)}
+    first = next(iter(places.values()))
+    colours = styles(place.method for place in first)  # neighbours in the table differ most
+    views = [_view(comparison, *item, colours) for item in places.items()]
+    leading = views[0]
+    order = [place.method for place in leading.places if not place.yardstick]
+    attributions = by_text(comparison)
+    agreement = pairwise(attributions)
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            title="Which explanations can be trusted?",
+            answer=answer(comparison, leading.places, leading.name),
+            facts=list(facts(comparison)),
+            cautions=cautions(comparison, leading.name, leading.places, attributions, agreement),
+            operators=views,
+            columns=COLUMNS,
+            yardsticks=NOTES,
+            styles=colours,
+            width=curves.WIDTH,
+            height=curves.HEIGHT,
+            left=curves.LEFT,
+            right=curves.RIGHT,
+            bottom=curves.BOTTOM,
+            cost=cost(comparison, leading.places),
+            rule=examples.RULE,
+            examples=examples.shown(comparison, attributions, agreement, order),
+            metrics=list(metric_terms()),
+            methods=[method_term(label) for label in contenders(comparison)],
+            command=find(comparison.provenance, "command"),
+            provenance=list(flat(comparison.provenance)),
+            css=asset("report.css"),
+            script=asset("report.js"),
+        )
+    )
+
+
+def write_report(comparison: Comparison, path: Path) -> None:
+    """Write `render_report`'s page to `path`, whole or not at all.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be written.
+    """
+    files.write_text(path, render_report(comparison))
+
+
+def asset(name: str) -> Markup:
+    """Return a file of this package, to stand in a page as it is."""
+    return Markup(resources("xattn.report").joinpath(name).read_text(encoding="utf-8"))
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("xattn", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    environment.filters["number"] = number
+    environment.filters["between"] = between
+    return environment
+
+
+def between(interval: Interval) -> str:
+    """Return an interval in brackets; nothing where one text gives none."""
+    if math.isnan(interval.low):
+        return ""
+    return f"[{number(interval.low)}, {number(interval.high)}]"
+
+
+def _view(
+    comparison: Comparison, operator: str, places: list[Place], colours: dict[str, Style]
+) -> View:
+    drawn = [place.method for place in places]
+    return View(
+        operator,
+        places,
+        axis(places),
+        curves.panels(comparison.curves, operator, drawn, colours),
+    )
+
+
+def axis(places: list[Place]) -> Axis:
+    """Return the shared axis of a ranking; places without a number have no mark."""
+    known = [place for place in places if not math.isnan(place.area.mean)]
+    ends = [v for p in known for v in p.area[:3] if not math.isnan(v)] + [0.0]
+    ticks = curves.ticks(min(ends), max(ends))
+    start, width = ticks[0], ticks[-1] - ticks[0]
+
+    def along(value: float) -> float:
+        return round(100 * (value - start) / width, 2)
+
+    marks: dict[str, Mark | None] = {place.method: None for place in places}
+    chance = None
+    for place in known:
+        mean, low, high = place.area[:3]
+        low, high = (mean if math.isnan(v) else v for v in (low, high))
+        marks[place.method] = Mark(along(mean), along(low), round(along(high) - along(low), 2))
+        chance = along(mean) if place.method == "random" else chance
+    return Axis(
+        [(along(tick), f"{tick:.3g}".replace("-", "−")) for tick in ticks],
+        along(0.0),
+        chance,
+        marks,
+    )
+
+
+def facts(comparison: Comparison) -> Iterator[tuple[str, str]]:
+    """Yield what a reader wants to know first: model, data, number of texts, date, duration."""
+    recorded = comparison.provenance
+    count = len(comparison.examples)
+    model = find(recorded, "model")
+    yield "Model", Path(model).name if Path(model).is_absolute() else model
+    yield "Data", f"{find(recorded, 'data', 'name')}, {texts(count)}"
+    known = comparison.examples[comparison.examples["label"].notna()]
+    if len(known):
+        right = 1 - examples.wrongly(known).mean()
+        yield "Model’s accuracy", f"{right:.1%}"
+    yield "Date", find(recorded, "date").partition("T")[0]
+    if seconds := find(recorded, "seconds", "total"):
+        yield "Duration", f"{float(seconds):,.0f} s"
+
+
+def find(recorded: Mapping[str, Any], *keys: str) -> str:
+    """Return a recorded value in words; nothing where it was not recorded.
+
+    Examples
+    --------
+    >>> find({"data": {"name": "reviews"}}, "data", "name")
+    'reviews'
+    """
+    value: Any = recorded
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return "" if value is None else str(value)
+
+
+def flat(recorded: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield nested values with dotted names, in order."""
+    for key, value in recorded.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        elif isinstance(value, (list, tuple)):
+            yield f"{prefix}{key}", ", ".join(map(str, value))
+        else:
+            yield f"{prefix}{key}", str(value)
+
+
+def cost(comparison: Comparison, places: list[Place]) -> list[dict[str, Any]]:
+    """Return a row for each method: time and passes per text, and its completeness gap."""
+    groups = comparison.cost.groupby("method")
+    means = groups[["seconds", "forward_passes", "backward_passes"]].mean()
+    longest = float(means["seconds"].drop(list(YARDSTICKS), errors="ignore").max())
+    rows = []
+    for place in places:
+        if place.method not in means.index:
+            continue
+        seconds, forward, backward = means.loc[[place.method]].to_numpy(dtype=float)[0]
+        gaps = np.abs(groups.get_group(place.method)["gap"].to_numpy(dtype=float))
+        gaps = gaps[~np.isnan(gaps)]
+        rows.append(
+            {
+                "method": place.method,
+                "yardstick": place.yardstick,
+                "bar": round(min(1.0, seconds / longest) * 100, 1) if longest > 0 else 0,
+                "milliseconds": measured(seconds * 1000),
+                "forward": measured(forward),
+                "backward": measured(backward),
+                "gap": measured(float(np.median(gaps))) if len(gaps) else "–",
+                "worst_gap": measured(float(gaps.max())) if len(gaps) else "–",
+            }
+        )
+    return rows
+
+
+def measured(value: float) -> str:
+    """Return a cost with as many digits as anyone reads.
+
+    Examples
+    --------
+    >>> measured(1234.5), measured(0.000123), measured(2.0), measured(float("nan"))
+    ('1,234', '0.00012', '2', '–')
+    """
+    if math.isnan(value):
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2g}"
+
+
+def metric_terms() -> Iterator[dict[str, str]]:
+    """Yield name, meaning with direction, and citation of each metric, ABPC first."""
+    for name in sorted(METRICS, key=list(NAMES).index):
+        metric = METRICS[name]
+        meaning = metric.meaning[:1].upper() + metric.meaning[1:]
+        direction = "Higher is better" if metric.higher_is_better else "Lower is better"
+        text = f"{meaning}. {direction}."
+        yield {"name": NAMES[name], "text": text, "citation": metric.citation}
+
+
+def method_term(label: str) -> dict[str, str]:
+    """Return what is known of a method: the first line of its docstring and its citation."""
+    try:
+        cls = registry.get(label.partition(":")[0])
+    except XattnError:  # results may come from a place where another plug-in was installed
+        return {"label": label, "text": "Not installed here.", "citation": ""}
+    first = (cls.__doc__ or "").strip().partition("\n\n")[0]
+    text = " ".join(first.replace("``", "").split())
+    return {"label": label, "text": text, "citation": f"{cls.declaration.citation}."}
