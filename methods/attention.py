@@ -22,10 +22,10 @@ from xattn.types import Batch, Target
 )
 @dataclass(frozen=True)
 class Attention:
-    """The readout's row of one layer's attention: ``s = r · Ā_l``.
+    """How much the position that the prediction is read from looks at a token, in one layer.
 
-    ``r`` is the readout (see `Model.trace`), ``Ā_l`` the attention of layer ``l``, averaged over
-    heads or of one head. Scores are unsigned, without unit, and sum to 1.
+    ``s = r · Ā_l``: ``r`` is the readout (see `Model.trace`), ``Ā_l`` the attention of layer
+    ``l``, averaged over heads or of one head. Scores are unsigned, without unit, and sum to 1.
 
     Attributes
     ----------

@@ -23,10 +23,10 @@ from xattn.types import Batch, Target
 )
 @dataclass(frozen=True)
 class AttentionGradient:
-    """Attention times gradient: ``s_k = Σ_l Σ_h Σ_q A_l[h, q, k] · ∂y/∂A_l[h, q, k]``.
+    """Attention to a token, times what that attention does to the target, summed over layers.
 
-    The sum runs over all queries: those that the prediction does not depend on have no gradient.
-    Scores are signed, in the target's unit.
+    ``s_k = Σ_l Σ_h Σ_q A_l[h, q, k] · ∂y/∂A_l[h, q, k]``. The sum runs over all queries: those that
+    the prediction does not depend on have no gradient. Scores are signed, in the target's unit.
 
     Attributes
     ----------

@@ -70,12 +70,12 @@ def max_flows(layers: Sequence[Floats], readout: Floats) -> npt.NDArray[np.float
 )
 @dataclass(frozen=True)
 class Flow:
-    """Attention flow from the readout: the maximum flow to each input token (section 3).
+    """How much can run from the prediction to a token if attention limits every edge.
 
-    Edges have the capacities of rollout's layers, ``residual · I + (1 − residual) · Ā_l``. Scores
-    are unsigned, without unit, and lie in [0, 1]. In deep bidirectional encoders the flow of most
-    tokens is the smaller of 1 and what the *first* layer sends to them: flow then says little about
-    the layers above.
+    The maximum flow from the readout to each input token (section 3). Edges have the capacities of
+    rollout's layers, ``residual · I + (1 − residual) · Ā_l``. Scores are unsigned, without unit,
+    and lie in [0, 1]. In deep bidirectional encoders the flow of most tokens is the smaller of 1
+    and what the *first* layer sends to them: flow then says little about the layers above.
 
     Attributes
     ----------

@@ -24,10 +24,11 @@ from xattn.types import Batch, Target
 )
 @dataclass(frozen=True)
 class IntegratedGradients:
-    """Integrated gradients (equation 1): ``s = Σ_hidden (e − e′) ⊙ ∫₀¹ ∂y/∂e (e′ + α(e − e′)) dα``.
+    """The target's change on the way from a text without words, shared out among the tokens.
 
-    ``e`` are the token embeddings and ``e′`` the baseline: every token that is not special is
-    replaced. The integral is a Gauss-Legendre sum whose points double until the completeness gap
+    ``s = Σ_hidden (e − e′) ⊙ ∫₀¹ ∂y/∂e (e′ + α (e − e′)) dα`` (equation 1). ``e`` are the token
+    embeddings and ``e′`` the baseline: every token that is not special is replaced. The integral
+    is a Gauss-Legendre sum whose points double until the completeness gap
     ``Σ s − (y(e) − y(e′))`` is under the tolerance. Scores are signed, in the target's unit, and
     sum to ``y(e) − y(e′)``.
 

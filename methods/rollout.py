@@ -61,10 +61,11 @@ def mix(maps: Tensor, residual: float) -> Tensor:
 )
 @dataclass(frozen=True)
 class Rollout:
-    """Attention rollout from the readout: ``s = r · M_L · ... · M_1`` (section 3, equation 1).
+    """Attention followed from the prediction down through all layers, as a chain of mixtures.
 
-    ``M_l = residual · I + (1 − residual) · Ā_l`` with ``Ā_l`` the head mean of layer ``l`` and
-    ``r`` the readout (see `Model.trace`). Scores are unsigned, without unit, and sum to 1. Only a
+    ``s = r · M_L · ... · M_1`` (section 3, equation 1), where ``r`` is the readout (see
+    `Model.trace`), ``M_l = residual · I + (1 − residual) · Ā_l``, and ``Ā_l`` the mean of the
+    heads of layer ``l``. Scores are unsigned, without unit, and sum to 1. Only a
     row is carried down, so the cost is ``layers · token²`` and not ``token³``.
 
     Attributes

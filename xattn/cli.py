@@ -178,12 +178,13 @@ def compare_command(
     label_column: Annotated[str | None, typer.Option("--label-column")] = None,
     limit: Annotated[int | None, typer.Option("--limit", help="Use the first N texts.")] = None,
     operators: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--operators",
             help="How tokens are removed: delete, mask, pad, unknown, attention-mask.",
+            show_default="delete,mask",
         ),
-    ] = "delete,mask",
+    ] = None,
     model: ModelOption = None,
     label: LabelOption = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for the report.")] = Path(
@@ -224,7 +225,7 @@ def compare_command(
             loaded,
             dataset,
             specs,
-            [name.strip() for name in operators.split(",") if name.strip()],
+            None if operators is None else [name.strip() for name in operators.split(",")],
             label=label,
             seed=seed,
             truncate=truncate,
@@ -355,8 +356,9 @@ def show_leaderboard(result: Comparison) -> None:
     """Print the methods by area between the curves, with intervals."""
     for operator in dict.fromkeys(result.scores["operator"]):
         table = Table(title=f"faithfulness, tokens removed by {operator}")
-        for column in ("method", "ABPC", "95 % interval", "comprehensiveness", "sufficiency"):
-            table.add_column(column, justify="left" if column == "method" else "right")
+        table.add_column("method", no_wrap=True)
+        for column in ("ABPC ↑", "95 % interval", "compreh. ↑", "suffic. ↓"):
+            table.add_column(column, justify="right", no_wrap=True)
         summary = result.summary()
         summary = summary[summary["operator"] == operator].set_index(["method", "metric"])
         for method in result.leaderboard(str(operator), "abpc")["method"]:

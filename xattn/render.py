@@ -49,7 +49,7 @@ def rgb(score: float, largest: float) -> tuple[int, int, int]:
 
 def dark(score: float, largest: float) -> bool:
     """Return whether light text reads better on this token's background."""
-    return strength(score, largest) > 0.6
+    return score >= 0 and strength(score, largest) > 0.75  # orange is never dark enough
 
 
 def pieces(attribution: Attribution) -> Iterator[Piece]:

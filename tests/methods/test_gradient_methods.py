@@ -25,7 +25,7 @@ def captum_scores(
     batch = model.batch(model.encode([text]))
     label = int(model.logits(batch.inputs).argmax())
     baseline = torch.where(batch.special, batch.input_ids, model.token_id("auto"))
-    extras = {k: v for k, v in batch.inputs.items() if k in model._input_names and k != "input_ids"}
+    extras = {k: v for k, v in batch.inputs.items() if k in model.input_names and k != "input_ids"}
 
     def forward(ids: Tensor) -> Tensor:
         repeated = {k: v.expand(len(ids), -1) for k, v in extras.items()}

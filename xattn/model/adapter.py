@@ -91,9 +91,9 @@ class Model:
         named = network.config.id2label or {}
         self.labels = tuple(str(named.get(i, i)) for i in range(count))
         self.limit = encoding.token_limit(network, tokenizer)
-        self._input_names = encoding.input_names(network, tokenizer)
+        self.input_names = encoding.input_names(network, tokenizer)
         # A network that takes no mask (FNet) would read padding: its texts run one by one.
-        self.budget = budget if "attention_mask" in self._input_names else 0
+        self.budget = budget if "attention_mask" in self.input_names else 0
         # The model's own padding id counts, not the tokenizer's: decoder heads look for it.
         self._pad_id: int | None = network.config.get_text_config().pad_token_id
         self._edits: tuple[Edit, ...] = ()
@@ -208,7 +208,7 @@ class Model:
             return self._forward(inputs)
 
     def _forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        output = self.network(**{name: inputs[name] for name in self._input_names})
+        output = self.network(**{name: inputs[name] for name in self.input_names})
         logits: Tensor | None = getattr(output, "logits", None)
         if logits is None or logits.ndim != 2:
             raise ModelError(

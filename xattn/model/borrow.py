@@ -44,7 +44,8 @@ def padding_named(network: Any, inputs: Mapping[str, Tensor]) -> Iterator[None]:
     if config.pad_token_id is not None:
         yield
         return
-    padding = inputs["input_ids"][inputs["attention_mask"] == 0]
+    # Padding is on the right. A zero elsewhere in the mask hides a token that is really there.
+    padding = inputs["input_ids"][:, -1][inputs["attention_mask"][:, -1] == 0]
     config.pad_token_id = int(padding[0]) if len(padding) else -1
     try:
         yield
