@@ -39,6 +39,10 @@ class Explanations(Sequence[Attribution]):
     def __len__(self) -> int:
         return len(self._items)
 
+    def __repr__(self) -> str:
+        methods = [item.method for item in self._items[: self._per_text]]
+        return f"Explanations(texts={len(self) // self._per_text}, methods={methods})"
+
     def by_text(self) -> Iterator[tuple[Attribution, ...]]:
         """Yield the attributions of each text, one a method."""
         for start in range(0, len(self), self._per_text):
