@@ -335,7 +335,7 @@ def show_attributions(items: list[Attribution]) -> None:
     for item in items:
         line = Text(f"{item.method:>{width}}  ", style="dim")
         largest = float(abs(item.scores).max(initial=0.0))
-        for piece in render.pieces(item):
+        for piece in item.pieces():
             if piece.token is None:
                 line.append(piece.text)
                 continue

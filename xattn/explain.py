@@ -61,7 +61,7 @@ class Explanations(Sequence[Attribution]):
         return json.dumps([item.to_dict() for item in self._items], indent=2)
 
     def _repr_html_(self) -> str:
-        return render.page_fragment(self._items)
+        return render.table(item.line() for item in self._items)
 
 
 def explain(

@@ -7,23 +7,39 @@ in order, not in size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable
 from html import escape
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from xattn.types import Attribution
+import numpy as np
+import numpy.typing as npt
 
 FOR = (33, 102, 172)
 AGAINST = (230, 111, 28)
 
 
 class Piece(NamedTuple):
-    """A stretch of the text in reading order: a token, or what stands between two tokens."""
+    """A stretch of a text in reading order: a token, or what stands between two tokens."""
 
     text: str
     token: int | None
     """The token's position, or None for what stands between two tokens."""
+    special: bool = False
+    """Whether the tokenizer added it."""
+
+
+class Line(NamedTuple):
+    """One method's strip in a table of strips."""
+
+    text: tuple[str, str | None]
+    """The text, or the pair, that the strip shows."""
+    heading: str
+    """HTML over the strips of one text, shown once."""
+    name: str
+    note: str
+    """What the name shows when it is pointed at."""
+    strip: str
+    """HTML of the coloured tokens."""
 
 
 def strength(score: float, largest: float) -> float:
@@ -52,37 +68,17 @@ def dark(score: float, largest: float) -> bool:
     return score >= 0 and strength(score, largest) > 0.75  # orange is never dark enough
 
 
-def pieces(attribution: Attribution) -> Iterator[Piece]:
-    """Yield the text of an attribution as tokens and the gaps between them, in order."""
-    position, segment = 0, 0
-    for index, token in enumerate(attribution.tokens):
-        here = int(attribution.segments[index])
-        if here < 0:
-            yield Piece(token, index)
-            continue
-        if here != segment:
-            position, segment = 0, here
-        source = (attribution.text, attribution.pair or "")[here]
-        start, end = (int(x) for x in attribution.offsets[index])
-        if start > position:
-            yield Piece(source[position:start], None)
-        # Tokens that share characters (bytes of one emoji) show them once, in the first of them.
-        shown = source[max(start, position) : end]
-        yield Piece(shown or "·", index)
-        position = max(position, end)
-
-
-def tokens_html(attribution: Attribution) -> str:
-    """Return one line of coloured tokens; hovering a token shows its score."""
-    largest = float(abs(attribution.scores).max(initial=0.0))
+def strip(pieces: Iterable[Piece], scores: npt.NDArray[np.float32]) -> str:
+    """Return one line of coloured tokens as HTML; hovering a token shows its score."""
+    largest = float(abs(scores).max(initial=0.0))
     parts = []
-    for text, index in pieces(attribution):
-        if index is None:
+    for text, token, special in pieces:
+        if token is None:
             parts.append(escape(text))
             continue
-        score = float(attribution.scores[index])
+        score = float(scores[token])
         ink = "#fff" if dark(score, largest) else "#1a1a1a"
-        size = "font-size:.72em;opacity:.75;" if attribution.segments[index] < 0 else ""
+        size = "font-size:.72em;opacity:.75;" if special else ""
         parts.append(
             f'<span class="xattn-token" title="{escape(text)}: {score:+.4g}" style="{size}'
             f"background:rgb{rgb(score, largest)};color:{ink};border-radius:.2em;"
@@ -91,22 +87,19 @@ def tokens_html(attribution: Attribution) -> str:
     return "".join(parts)
 
 
-def page_fragment(attributions: Sequence[Attribution]) -> str:
-    """Return the attributions of one or more texts as a table, one line a method."""
-    rows, previous = [], None
-    for item in attributions:
-        key = (item.text, item.pair)
-        if key != previous:
+def table(lines: Iterable[Line]) -> str:
+    """Return strips of one or more texts as an HTML table, one line a method."""
+    rows: list[str] = []
+    previous: tuple[str, str | None] | None = None
+    for text, heading, name, note, tokens in lines:
+        if text != previous:
             rows.append(
-                '<tr><td colspan="2" style="text-align:left;padding-top:.8em">'
-                f"<b>{escape(item.prediction)}</b> ({item.probability:.1%}), "
-                f"explained: {escape(item.target)}</td></tr>"
+                f'<tr><td colspan="2" style="text-align:left;padding-top:.8em">{heading}</td></tr>'
             )
-            previous = key
-        gap = "" if item.gap is None else f"; completeness gap {item.gap:+.2g}"
+            previous = text
         rows.append(
-            f'<tr><td style="text-align:right;white-space:nowrap;color:#666;padding-right:.8em"'
-            f' title="{escape(str(dict(item.parameters)))}{gap}">{escape(item.method)}</td>'
-            f'<td style="text-align:left;line-height:1.9">{tokens_html(item)}</td></tr>'
+            '<tr><td style="text-align:right;white-space:nowrap;color:#666;padding-right:.8em"'
+            f' title="{escape(note)}">{escape(name)}</td>'
+            f'<td style="text-align:left;line-height:1.9">{tokens}</td></tr>'
         )
     return f'<table style="border-collapse:collapse">{"".join(rows)}</table>'

@@ -6,8 +6,9 @@ Each is a frozen dataclass; shape and unit stand under each field and are checke
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from html import escape
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from xattn import render
+from xattn.render import Line, Piece
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -282,8 +284,38 @@ class Attribution:
             }
         )
 
+    def pieces(self) -> Iterator[Piece]:
+        """Yield the text as tokens and the gaps between them, in reading order."""
+        position, segment = 0, 0
+        for index, token in enumerate(self.tokens):
+            here = int(self.segments[index])
+            if here < 0:
+                yield Piece(token, index, special=True)
+                continue
+            if here != segment:
+                position, segment = 0, here
+            source = (self.text, self.pair or "")[here]
+            start, end = (int(x) for x in self.offsets[index])
+            if start > position:
+                yield Piece(source[position:start], None)
+            # Tokens that share characters (bytes of one emoji) show them once, in the first.
+            yield Piece(source[max(start, position) : end] or "·", index)
+            position = max(position, end)
+
+    def line(self) -> Line:
+        """Return the coloured tokens as one line of a table; see `xattn.render.table`."""
+        gap = "" if self.gap is None else f"; completeness gap {self.gap:+.2g}"
+        return Line(
+            text=(self.text, self.pair),
+            heading=f"<b>{escape(self.prediction)}</b> ({self.probability:.1%}), "
+            f"explained: {escape(self.target)}",
+            name=self.method,
+            note=f"{dict(self.parameters)}{gap}",
+            strip=render.strip(self.pieces(), self.scores),
+        )
+
     def _repr_html_(self) -> str:
-        return render.page_fragment([self])
+        return render.table([self.line()])
 
 
 @dataclass(frozen=True, eq=False)

@@ -136,7 +136,7 @@ def tokens(attribution: Attribution) -> list[Token]:
     """Return the text of an attribution as tokens with colours and the gaps between them."""
     largest = float(abs(attribution.scores).max(initial=0.0))
     result = []
-    for piece in render.pieces(attribution):
+    for piece in attribution.pieces():
         if piece.token is None:
             result.append(Token(piece.text, None, "", 0.0, ""))
             continue

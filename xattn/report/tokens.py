@@ -48,7 +48,7 @@ def render_attributions_html(attributions: Sequence[Attribution]) -> str:
         "background:#fff;max-width:62rem;margin:2.5rem auto;padding:0 1.2rem}"
         "td{vertical-align:top;padding-top:.2em;padding-bottom:.2em;overflow-wrap:anywhere}"
         "p{color:#66635d;font-size:.85rem}</style></head>"
-        f"<body>{render.page_fragment(attributions)}"
+        f"<body>{render.table(item.line() for item in attributions)}"
         "<p>Blue speaks for what is explained, orange against it; depth is relative to each "
         "method’s largest score.</p></body></html>"
     )
@@ -98,7 +98,7 @@ def layout(attribution: Attribution) -> list[Placed]:
     """Return the tokens broken into lines that fit the picture."""
     left, line, placed = 0.0, 0, []
     room = WIDTH - 2 * MARGIN - GUTTER
-    for piece in render.pieces(attribution):
+    for piece in attribution.pieces():
         if piece.token is None:
             left += measured("n n") - measured("nn") if piece.text else 0.0
             continue
