@@ -65,6 +65,19 @@ def test_pairs(demo: Model) -> None:
     assert set(item.segments.tolist()) == {-1, 0, 1}
 
 
+def test_every_family_explains_pairs(tiny: Model) -> None:
+    texts, pairs = ["A dull film.", "A warm, slow and lovely film."], ["Was it good?", "Good?"]
+    together = xattn.explain(tiny, texts, pairs=pairs)
+    alone = [
+        item
+        for t, p in zip(texts, pairs, strict=True)
+        for item in xattn.explain(tiny, [t], pairs=[p])
+    ]
+    for a, b in zip(together, alone, strict=True):
+        assert {0, 1} <= set(a.segments.tolist())
+        np.testing.assert_allclose(a.scores, b.scores, atol=1e-5 * max(1, abs(b.scores).max()))
+
+
 def test_frames_and_json(demo: Model) -> None:
     result = xattn.explain(demo, TEXTS, ["rollout", "random"])
     frame = result.to_dataframe()

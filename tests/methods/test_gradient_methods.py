@@ -128,12 +128,20 @@ def test_integrated_gradients_are_exact_on_a_linear_model(tiny_of: Callable[...,
     assert item.gap == pytest.approx(0, abs=1e-4)
 
 
-def test_attention_gradient_equals_finite_differences(tiny: Model) -> None:
+def test_attention_gradient_equals_finite_differences_on_random_models(tiny: Model) -> None:
+    check_finite_differences(tiny)
+
+
+def test_attention_gradient_equals_finite_differences_on_the_demo_model(demo: Model) -> None:
+    check_finite_differences(demo)
+
+
+def check_finite_differences(model: Model) -> None:
     """Scaling what a token gives to all queries by 1 + ε changes y by ε times its score."""
     text = TEXTS[0]
-    item = xattn.explain(tiny, [text], ["attention_gradient"])[0]
-    batch = tiny.batch(tiny.encode([text]))
-    target = tiny.target(batch)
+    item = xattn.explain(model, [text], ["attention_gradient"])[0]
+    batch = model.batch(model.encode([text]))
+    target = model.target(batch)
 
     def score(token: int, step: float) -> float:
         def scale(site: Site, p: Tensor) -> Tensor:
@@ -141,8 +149,8 @@ def test_attention_gradient_equals_finite_differences(tiny: Model) -> None:
             factor[token] += step
             return p * factor
 
-        with tiny.edit(Edit(probabilities=scale)):
-            return float(tiny.score(batch.inputs, target))
+        with model.edit(Edit(probabilities=scale)):
+            return float(model.score(batch.inputs, target))
 
     numeric = [(score(j, 0.01) - score(j, -0.01)) / 0.02 for j in range(len(item.tokens))]
     largest = max(map(abs, numeric))
