@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linprog
 
 import xattn
+from xattn.data import load_dataset
 from xattn.errors import InputError
 from xattn.methods.flow import max_flows
 from xattn.model import Edit, Model
@@ -131,6 +132,16 @@ def test_flow_equals_a_linear_program(kind: str) -> None:
     readout = np.array([0.1, 0.0, 0.2, 0.3, 0.4])
     expected = [linear_program(list(maps), readout, sink) for sink in range(count)]
     np.testing.assert_allclose(max_flows(list(maps), readout), expected, atol=1e-6)
+
+
+def test_flow_on_the_demo_model_is_decided_by_the_first_layer(demo: Model) -> None:
+    """What the README says of flow: nothing above the first layer matters."""
+    for text in load_dataset(limit=20).texts:
+        means, _ = captured(demo, text)
+        first = 0.5 * np.eye(len(means[0])) + 0.5 * means[0]
+        np.testing.assert_allclose(
+            scores(demo, text, "flow"), np.minimum(1, first.sum(0)), atol=1e-5
+        )
 
 
 def test_flow_of_one_layer_is_its_row() -> None:
