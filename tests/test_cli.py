@@ -126,6 +126,8 @@ BAD = {
     "only specials": (["explain", "[SEP]"], "text 0 holds nothing but special tokens"),
     "too long": (["explain", "good " * 200], "74 tokens too long for the model: got 202 tokens"),
     "unknown method": (["explain", "-m", "rolout"], "did you mean 'rollout'?"),
+    "no method": (["explain", "-m", ""], "no method is named: expected one or more"),
+    "no operator": (["compare", "--operators", ""], "unknown operator: got ''"),
     "unknown option": (["explain", "-m", "rollout:layer=1"], "unknown option of rollout"),
     "unknown class": (["explain", "--label", "good"], "unknown class: got 'good'"),
     "unknown unit": (["explain", "--unit", "letter"], "--unit: got 'letter', expected one of"),

@@ -13,7 +13,7 @@ import pandas as pd
 from torch import Tensor
 
 from xattn import render
-from xattn.errors import ModelError
+from xattn.errors import InputError, ModelError
 from xattn.model import Model
 from xattn.registry import Completeness, Method
 from xattn.registry import methods as registry
@@ -115,6 +115,8 @@ def explain(
     'negative'
     """
     built = [registry.build(m) if isinstance(m, str) else m for m in methods]
+    if not built:
+        raise InputError("no method is named", expected="one or more", remedy="see xattn methods")
     encodings = _encoded(model, texts, pairs, truncate)
     if any("attention" in method.declaration.needs for method in built):
         model.attach()  # the verification is nobody's cost
