@@ -13,7 +13,7 @@ from torch import Tensor
 
 import xattn
 from xattn.evaluation import Scorer, compare, load_dataset
-from xattn.explain import DEFAULT_METHODS
+from xattn.explanations import DEFAULT_METHODS
 from xattn.model import Model
 from xattn.model.batching import buckets
 from xattn.types import Row

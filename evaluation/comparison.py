@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -113,12 +113,18 @@ class Comparison:
 
     # ------------------------------------------------------------------ files
 
-    def save(self, directory: str | Path) -> None:
+    def save(self, directory: str | Path, extra: Mapping[str, str] | None = None) -> None:
         """Write everything into a folder, which is created: all files or none.
 
         ``scores``, ``curves``, ``cost``, ``examples`` and ``attributions`` are Parquet tables;
         ``summary.json`` holds `summary`, `versus_random` and `provenance`. Files of an earlier
         comparison are replaced.
+
+        Parameters
+        ----------
+        directory : str or Path
+        extra : mapping of str to str, optional
+            Further files by name, with their text: a report, for example.
 
         Raises
         ------
@@ -131,17 +137,22 @@ class Comparison:
             "versus_random": _records(self._versus_random),
             "provenance": self.provenance,
         }
-        text = json.dumps(summary, indent=2, default=str)
+        text = json.dumps(summary, indent=2, default=str, allow_nan=False)
         table = pa.Table.from_pylist([_packed(a) for a in self.attributions])
         # The stack unwinds from behind, so summary.json gets its name last.
         writers: dict[str, Callable[[Path], object]] = {
-            "summary.json": lambda path: path.write_text(text, encoding="utf-8"),
+            "summary.json": partial(_write, text),
             "attributions.parquet": lambda path: pq.write_table(table, path),
             **{f"{name}.parquet": getattr(self, name).to_parquet for name in FRAMES},
+            **{name: partial(_write, more) for name, more in (extra or {}).items()},
         }
         with ExitStack() as stack:  # names appear only when every file is complete
             for name, write in writers.items():
                 write(stack.enter_context(whole(directory / name)))
+
+
+def _write(text: str, path: Path) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 def load(directory: str | Path) -> Comparison:

@@ -86,7 +86,18 @@ def _delete(model: Model, row: Row, keep: Bools) -> list[Row]:
 
 
 def _replace(kind: str, model: Model, row: Row, keep: Bools) -> list[Row]:
-    """Put the tokenizer's `kind` token in place; it stays attended and keeps its position."""
+    """Put the tokenizer's `kind` token in place; it stays attended.
+
+    It keeps its place in the row. RoBERTa counts positions without padding tokens, though, so with
+    ``pad`` the tokens behind it move up there, and decoders read their prediction from the last
+    token that is not padding.
+    """
+    if getattr(model.tokenizer, f"{kind}_token_id") is None:
+        raise InputError(
+            f"the tokenizer has no {kind} token to put in place",
+            got=type(model.tokenizer).__name__,
+            remedy="remove tokens in another way: --operators delete,attention-mask",
+        )
     ids = np.where(keep, row["input_ids"], model.token_id(kind))
     return [{**row, "input_ids": changed} for changed in ids]
 

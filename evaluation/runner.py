@@ -27,7 +27,7 @@ from xattn.evaluation.deletion import Deletion, measure
 from xattn.evaluation.faithfulness import METRICS, Measurement
 from xattn.evaluation.operators import Operator, get_operators
 from xattn.evaluation.scorer import Scorer
-from xattn.explain import explain, parameters
+from xattn.explanations import explain, parameters
 from xattn.model import Model
 from xattn.registry import Method, methods
 from xattn.types import Attribution, Encoding, Ints, Target
@@ -264,6 +264,20 @@ def _circumstances(run: Run, dataset: Dataset) -> dict[str, Any]:
     }
 
 
+def _named(labels: Sequence[str | int] | None, classes: Sequence[str]) -> list[str] | None:
+    """Return the labels as the model names its classes; None if they are of another kind.
+
+    Data sets often number their classes. A label that is no class cannot be right or wrong.
+    """
+    if labels is None:
+        return None
+    numbers = {str(i): name for i, name in enumerate(classes)}
+    for names in ({name: name for name in classes}, numbers):
+        if all(str(label) in names for label in labels):
+            return [names[str(label)] for label in labels]
+    return None
+
+
 def _result(run: Run, dataset: Dataset, provenance: dict[str, Any]) -> Comparison:
     count = len(dataset)
     nothing = [None] * count
@@ -273,7 +287,7 @@ def _result(run: Run, dataset: Dataset, provenance: dict[str, Any]) -> Compariso
             "id": dataset.ids,
             "text": dataset.texts,
             "pair": dataset.pairs or nothing,
-            "label": dataset.labels or nothing,
+            "label": _named(dataset.labels, run.scorer.model.labels) or nothing,
             "prediction": [name for name, _ in run.predictions],
             "probability": [probability for _, probability in run.predictions],
             "kind": dataset.kinds or nothing,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,9 +65,11 @@ class IntegratedGradients:
                 got=repr(self.steps),
                 expected=f"1 to max_steps ({self.max_steps})",
             )
-        if not self.tolerance > 0:
+        if not 0 < self.tolerance < math.inf:
             raise InputError(
-                "tolerance of integrated_gradients", got=repr(self.tolerance), expected="above 0"
+                "tolerance of integrated_gradients",
+                got=repr(self.tolerance),
+                expected="a number above 0",
             )
 
     def __call__(self, model: Model, batch: Batch, target: Target) -> Tensor:

@@ -18,6 +18,7 @@ import pytest
 
 from xattn import cli
 from xattn import demo as shipped
+from xattn.__main__ import main
 from xattn.errors import InputError
 from xattn.model import Model
 
@@ -33,7 +34,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["xattn", *arguments])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main()
         printed = capsys.readouterr()
         return int(ended.value.code or 0), printed.out, printed.err
 
@@ -128,6 +129,16 @@ BAD = {
     "unknown method": (["explain", "-m", "rolout"], "did you mean 'rollout'?"),
     "no method": (["explain", "-m", ""], "no method is named: expected one or more"),
     "no operator": (["compare", "--operators", ""], "unknown operator: got ''"),
+    "type of an option": (
+        ["explain", "-m", "attention:layer=abc"],
+        "layer of attention: got 'abc'",
+    ),
+    "suffix": (
+        ["explain", "--png", "x.pdf"],
+        "--png: got x.pdf, expected a name that ends in .png",
+    ),
+    "superscript": (["explain", "--label", "\u00b2"], "unknown class"),
+    "surrogate": (["explain", "caf\udce9"], "not valid Unicode"),
     "unknown option": (["explain", "-m", "rollout:layer=1"], "unknown option of rollout"),
     "unknown class": (["explain", "--label", "good"], "unknown class: got 'good'"),
     "unknown unit": (["explain", "--unit", "letter"], "--unit: got 'letter', expected one of"),
@@ -174,7 +185,7 @@ def test_usage_errors(run: Run) -> None:
 def test_debug_shows_the_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["xattn", "explain", " ", "--debug"])
     with pytest.raises(InputError):
-        cli.main()
+        cli.app()
 
 
 def test_damaged_model(run: Run, tmp_path: Path) -> None:
@@ -209,10 +220,51 @@ def test_not_finite_logits(run: Run, tiny_of: Callable[..., Model], tmp_path: Pa
     assert not (tmp_path / "o").exists()
 
 
+def test_ctrl_c_while_libraries_are_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        main()
+    assert capsys.readouterr().err.startswith("xattn: interrupted")
+
+
+def test_importing_xattn_imports_nothing_heavy() -> None:
+    code = "import sys, xattn; assert not {'torch', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_report_that_cannot_be_written_leaves_nothing(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "out/report.html").mkdir(parents=True)
+    code, _, err = run("compare", "--limit", "2", "-m", "random", "--out", "out")
+    assert code == 2
+    assert "something else than a file" in err
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["report.html"]
+
+
+def test_numbered_labels_are_the_classes_of_that_number(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("text,label\nA wonderful film.,1\nA dull bore.,0\n")
+    assert run("compare", "--data", "d.csv", "-m", "random", "--out", "a")[0] == 0
+    assert "100.0%" in (tmp_path / "a/report.html").read_text()
+    (tmp_path / "e.csv").write_text("text,label\nA wonderful film.,joy\nA dull bore.,gloom\n")
+    assert run("compare", "--data", "e.csv", "-m", "random", "--out", "b")[0] == 0
+    assert pd.read_parquet(tmp_path / "b/examples.parquet")["label"].isna().all()
+
+
 def test_ctrl_c_ends_with_130_and_leaves_nothing(tmp_path: Path) -> None:
     terminal, end = pty.openpty()  # the progress bar is drawn for terminals only
     process = subprocess.Popen(
-        [sys.executable, "-c", "from xattn.cli import main; main()", "compare", "--out", "report"],
+        [
+            sys.executable,
+            "-c",
+            "from xattn.__main__ import main; main()",
+            "compare",
+            "--out",
+            "report",
+        ],
         cwd=tmp_path,
         stderr=end,
         env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},

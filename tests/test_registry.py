@@ -35,7 +35,7 @@ def test_options_from_text() -> None:
     [
         ("rollout:residul=1", "unknown option of rollout: got 'residul'.*mean 'residual'"),
         ("rollout:residual", "option of rollout: got 'residual', expected residual=VALUE"),
-        ("rollout:residual=high", "options of rollout: got 'residual=high'"),
+        ("rollout:residual=high", "residual of rollout: got 'high', expected float"),
     ],
 )
 def test_wrong_options(spec: str, message: str) -> None:
@@ -55,6 +55,32 @@ def test_a_name_is_taken_once() -> None:
     add()
     with pytest.raises(XattnError, match=r"two methods are called 'same': got .*Same.*Same"):
         add()
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("attention:layer=1.5", "layer of attention: got '1.5', expected int"),
+        ("attention:layer=True", "layer of attention: got 'True', expected int"),
+        ("attention_gradient:layer=x", "got 'x', expected int"),
+        ("integrated_gradients:baseline=mean", "got 'mean', expected 'auto', 'mask', 'pad'"),
+        ("random:seed=abc", "seed of random: got 'abc', expected int"),
+    ],
+)
+def test_options_of_the_wrong_type(spec: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        registry.build(spec)
+
+
+def test_a_class_that_is_no_dataclass_is_refused() -> None:
+    class Plain:
+        pass
+
+    add = Registry("xattn.methods", "method").register(
+        "plain", signed=True, total="free", citation="none"
+    )
+    with pytest.raises(XattnError, match="'plain' is not a dataclass"):
+        add(Plain)
 
 
 PLUGIN = '''

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import xattn
+from xattn.errors import UnknownNameError
 from xattn.model import Model
 from xattn.types import Attribution, Curve, Encoding, Target
 
@@ -38,10 +39,9 @@ def test_target_quantities() -> None:
     )
 
 
-def test_target_of_a_single_output_is_logistic() -> None:
-    logits = torch.tensor([[0.0], [2.0]])
-    zero = torch.zeros(2, dtype=torch.int64)
-    assert Target(zero, quantity="probability")(logits).tolist() == pytest.approx([0.5, 0.880797])
+def test_unknown_quantity() -> None:
+    with pytest.raises(UnknownNameError, match="unknown quantity: got 'prob'"):
+        Target(torch.tensor([0]), quantity="prob")  # type: ignore[arg-type]
 
 
 def test_targets_can_be_picked() -> None:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -20,7 +21,7 @@ from rich.text import Text
 from xattn import files, render
 from xattn.errors import InputError, XattnError
 from xattn.evaluation import Comparison, compare, load_dataset
-from xattn.explain import DEFAULT_METHODS, explain
+from xattn.explanations import DEFAULT_METHODS, explain
 from xattn.model import load
 from xattn.registry import defaults
 from xattn.registry import methods as registry
@@ -86,6 +87,11 @@ def command(name: str) -> Callable[[Command], Command]:
                     raise
                 print(f"xattn: {error}", file=sys.stderr)
                 raise typer.Exit(2) from None
+            except (OSError, UnicodeError) as error:  # the terminal or a pipe, not our files
+                if options["debug"]:
+                    raise
+                print(f"xattn: the output cannot be written: {error}", file=sys.stderr)
+                raise typer.Exit(2) from None
             except KeyboardInterrupt:
                 print("xattn: interrupted; nothing half-written is left", file=sys.stderr)
                 raise typer.Exit(130) from None
@@ -108,7 +114,10 @@ def chosen_methods(options: list[str] | None, default: Sequence[str]) -> list[st
         return list(default)
     # a comma followed by "field=" separates options of one method, not methods
     specs = [s.strip() for o in options for s in re.split(r",(?!\s*\w+\s*=)", o) if s.strip()]
-    return registry.names() if specs == ["all"] else specs
+    if not specs:
+        raise InputError("no method is named", expected="one or more", remedy="see xattn methods")
+    chosen = [name for s in specs for name in (registry.names() if s == "all" else [s])]
+    return list(dict.fromkeys(chosen))
 
 
 @command("explain")
@@ -138,8 +147,7 @@ def explain_command(
         registry.build(spec)  # before the model is loaded: a misspelt name shall cost no time
     one_of("--quantity", quantity, ("logit", "log_probability", "probability"))
     one_of("--unit", unit, ("token", "word", "sentence"))
-    for path in filter(None, (html, png, json)):
-        files.require_writable(path.parent)
+    check_outputs(png, html, json)
     loaded = load(model, device=device, dtype=dtype, revision=revision)
     result = explain(
         loaded,
@@ -190,7 +198,7 @@ def compare_command(
     out: Annotated[Path, typer.Option("--out", help="Folder for the report.")] = Path(
         "xattn-report"
     ),
-    seed: Annotated[int, typer.Option("--seed", help="For ties and bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="For ties and bootstrap.")] = 0,
     truncate: TruncateOption = False,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "float32",
@@ -232,11 +240,9 @@ def compare_command(
             progress=lambda done, total: bar.update(task, completed=done, total=total),
             command=shlex.join(["xattn", *sys.argv[1:]]),
         )
-        text = page.render_report(result)  # all that can fail comes before anything is written
-    result.save(out)
-    files.write_text(out / "report.html", text)
+    result.save(out, {"report.html": page.render_report(result)})
     show_leaderboard(result)
-    console.print(f"report: {out / 'report.html'}", soft_wrap=True)
+    console.print(f"report: {out / 'report.html'}", soft_wrap=True, markup=False)
 
 
 @command("maps")
@@ -258,8 +264,7 @@ def maps_command(
     """Draw the attention maps of one text, layers by heads."""
     if png is None and html is None:
         png, html = Path("xattn-maps.png"), Path("xattn-maps.html")
-    for path in filter(None, (html, png)):
-        files.require_writable(path.parent)
+    check_outputs(png, html)
     loaded = load(model, device=device, dtype=dtype, revision=revision)
     pairs = None if pair is None else [pair]
     maps = loaded.attention(loaded.encode([text], pairs, truncate=truncate))[0]
@@ -296,6 +301,14 @@ def methods_command(debug: DebugOption = False) -> None:
         console.print(f"  source: {declared.citation}", highlight=False, style="dim")
 
 
+def check_outputs(png: Path | None, *others: Path | None) -> None:
+    """Raise `InputError` if a file cannot be written, before any work is done."""
+    if png is not None and png.suffix.lower() != ".png":
+        raise InputError("--png", got=str(png), expected="a name that ends in .png")
+    for path in filter(None, (png, *others)):
+        files.require_writable(path.parent)
+
+
 def one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raise `InputError` unless `value` is allowed."""
     if value not in allowed:
@@ -329,7 +342,8 @@ def show_attributions(items: list[Attribution]) -> None:
     """Print coloured tokens, one line a method."""
     first = items[0]
     console.print(
-        f"[bold]{first.prediction}[/bold] ({first.probability:.1%}), explained: {first.target}"
+        f"[bold]{escape(first.prediction)}[/bold] ({first.probability:.1%}), "
+        f"explained: {escape(first.target)}"
     )
     width = max(len(item.method) for item in items)
     for item in items:
@@ -356,7 +370,7 @@ def show_leaderboard(result: Comparison) -> None:
     """Print the methods by area between the curves, with intervals."""
     for operator in dict.fromkeys(result.scores["operator"]):
         table = Table(title=f"faithfulness, tokens removed by {operator}")
-        table.add_column("method", no_wrap=True)
+        table.add_column("method", overflow="fold")
         for column in ("ABPC ↑", "95 % interval", "compreh. ↑", "suffic. ↓"):
             table.add_column(column, justify="right", no_wrap=True)
         summary = result.summary()
@@ -376,9 +390,4 @@ def show_leaderboard(result: Comparison) -> None:
 def say_written(*paths: Path | None) -> None:
     """Print the names of the files that were written."""
     for path in filter(None, paths):
-        console.print(f"wrote {path}", soft_wrap=True)
-
-
-def main() -> None:
-    """Run the command line."""
-    app()
+        console.print(f"wrote {path}", soft_wrap=True, markup=False)

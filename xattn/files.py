@@ -10,6 +10,8 @@ from pathlib import Path
 
 from xattn.errors import InputError
 
+ELSEWHERE = "name another place with --out, --html, --png or --json"
+
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
@@ -22,6 +24,11 @@ def whole(path: Path) -> Iterator[Path]:
     InputError
         If the folder cannot be written.
     """
+    path = path.resolve()  # a link stays a link; what it leads to is replaced
+    if path.exists() and not path.is_file():
+        raise InputError(
+            f"{path} cannot be written", got="something else than a file", remedy=ELSEWHERE
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(
@@ -72,5 +79,5 @@ def unwritable(path: Path, error: OSError) -> InputError:
     return InputError(
         f"{path} cannot be written",
         got=error.strerror or str(error),
-        remedy="name another place with --out, --html, --png or --json",
+        remedy=ELSEWHERE,
     )

@@ -19,7 +19,18 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, fields
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
+from types import NoneType, UnionType
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Literal,
+    Protocol,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from xattn.errors import InputError, UnknownNameError, XattnError
 
@@ -106,6 +117,13 @@ class Registry:
         """
 
         def add(cls: Class) -> Class:
+            # a plug-in that is none would break whatever lists the fields of all
+            if not hasattr(cls, "__dataclass_fields__"):
+                raise XattnError(
+                    f"the {self.kind} {name!r} is not a dataclass",
+                    got=f"{cls.__module__}.{cls.__qualname__}",
+                    remedy="put @dataclass(frozen=True) under @register(...)",
+                )
             known = self._classes.get(name)
             if known is not None and known is not cls:
                 raise XattnError(
@@ -181,20 +199,31 @@ class Registry:
                 raise UnknownNameError(f"option of {name}", key, known)
             if not equals:
                 raise InputError(f"option of {name}", got=repr(option), expected=f"{key}=VALUE")
-            values[key] = _parse(text)
-        try:
-            return cls(**values)
-        except (TypeError, ValueError) as error:
-            if isinstance(error, XattnError):
-                raise
-            raise InputError(f"options of {name}", got=repr(options), expected=str(error)) from None
+            values[key] = _parse(name, key, text, get_type_hints(cls)[key])
+        return cls(**values)
 
 
-def _parse(text: str) -> Any:
+def _parse(name: str, key: str, text: str, hint: Any) -> Any:
+    """Return the value that `text` stands for, if it is of the field's type."""
     try:
-        return ast.literal_eval(text)
+        value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        return text
+        value = text
+    allowed = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    for kind in allowed:
+        if get_origin(kind) is Literal:
+            if value in get_args(kind):
+                return value
+        elif kind is float and type(value) is int:
+            return float(value)
+        elif type(value) is kind:
+            return value
+    wanted = " or ".join(
+        ", ".join(map(repr, get_args(kind))) if get_origin(kind) is Literal else kind.__name__
+        for kind in allowed
+        if kind is not NoneType
+    )
+    raise InputError(f"{key} of {name}", got=repr(text), expected=wanted)
 
 
 def defaults(cls: type[Method]) -> dict[str, Any]:

@@ -9,15 +9,15 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
 from torch import Tensor
 
 from xattn import render
+from xattn.errors import UnknownNameError
 from xattn.render import Line, Piece
 
 Ints = npt.NDArray[np.int64]
@@ -110,6 +110,7 @@ class Target:
 
     Examples
     --------
+    >>> import torch
     >>> target = Target(label=torch.tensor([1]), against=torch.tensor([0]))
     >>> target(torch.tensor([[0.5, 2.0]]))
     tensor([1.5000])
@@ -122,19 +123,14 @@ class Target:
     quantity: Quantity = "logit"
     """The unit of y."""
 
+    def __post_init__(self) -> None:
+        if self.quantity not in get_args(Quantity):
+            raise UnknownNameError("quantity", str(self.quantity), get_args(Quantity))
+
     def __call__(self, logits: Tensor) -> Tensor:
         """Return y ``[batch]`` from `logits` ``[batch, class]``; differentiable."""
-        if logits.shape[1] == 1:  # one output: a logistic unit or a regression
-            values = {
-                "logit": logits,
-                "log_probability": torch.nn.functional.logsigmoid(logits),
-                "probability": logits.sigmoid(),
-            }[self.quantity]
-        elif self.quantity == "logit":
-            values = logits
-        else:
-            values = logits.log_softmax(-1)
-            values = values.exp() if self.quantity == "probability" else values
+        values = logits if self.quantity == "logit" else logits.log_softmax(-1)
+        values = values.exp() if self.quantity == "probability" else values
         picked = values.gather(1, self.label[:, None])[:, 0]
         if self.against is None:
             return picked
@@ -201,8 +197,9 @@ class Attribution:
                 names.append(self.tokens[first])
                 continue
             start, end = self.offsets[members, 0].min(), self.offsets[members, 1].max()
-            spans.append(np.array([start, end], dtype=np.int64))
             source = self.text if self.segments[first] == 0 else self.pair or ""
+            start += len(source[start:end]) - len(source[start:end].lstrip())
+            spans.append(np.array([start, end], dtype=np.int64))
             names.append(source[start:end])
         heads = [members[0] for members in groups]
         return replace(
@@ -293,6 +290,8 @@ class Attribution:
                 yield Piece(token, index, special=True)
                 continue
             if here != segment:
+                rest = (self.text, self.pair or "")[segment][position:]
+                yield Piece(f"{rest} · ", None)
                 position, segment = 0, here
             source = (self.text, self.pair or "")[here]
             start, end = (int(x) for x in self.offsets[index])
@@ -301,6 +300,8 @@ class Attribution:
             # Tokens that share characters (bytes of one emoji) show them once, in the first.
             yield Piece(source[max(start, position) : end] or "·", index)
             position = max(position, end)
+        if segment >= 0 and position < len(source := (self.text, self.pair or "")[segment]):
+            yield Piece(source[position:], None)
 
     def line(self) -> Line:
         """Return the coloured tokens as one line of a table; see `xattn.render.table`."""

@@ -2,10 +2,7 @@
 
 import numpy as np
 import pytest
-import torch
-from transformers import AutoModelForSequenceClassification, BertConfig
 
-import xattn
 from xattn.evaluation import Scorer
 
 TEXTS = ["Dull!", "A warm and funny film.", "Dull!", "It drags, and then it drags some more."]
@@ -56,16 +53,3 @@ def test_nothing_is_remembered_of_a_failed_run(demo, monkeypatch):
         with pytest.raises(ZeroDivisionError):
             scorer.scores(rows, [0] * 4)
     assert scorer.scores(rows, [0] * 4) == pytest.approx(expected)
-
-
-def test_a_single_logit_is_a_logistic_unit(demo):
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(demo.tokenizer), hidden_size=16, num_hidden_layers=1,
-        num_attention_heads=2, intermediate_size=16, num_labels=1, initializer_range=0.5,
-    )  # fmt: skip
-    network = AutoModelForSequenceClassification.from_config(config)
-    model = xattn.Model(network, demo.tokenizer)
-    [encoding] = model.encode(["Dull!"])
-    logit = model.logits(model.collate([encoding.row]))[0, 0]
-    assert Scorer(model).scores([encoding.row], [0])[0] == pytest.approx(float(logit.sigmoid()))

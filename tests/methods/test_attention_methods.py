@@ -169,7 +169,7 @@ def test_a_copying_model_gives_all_to_the_copied_token(demo: Model) -> None:
         ("attention:head=4", "head of attention: got 4, expected -4 to 3"),
         ("attention_gradient:layer=-5", "layer of attention_gradient: got -5, expected -4 to 3"),
         ("rollout:residual=1.5", "residual of rollout: got 1.5, expected 0 to 1"),
-        ("flow:residual=-1", "residual of flow: got -1, expected 0 to 1"),
+        ("flow:residual=-1", "residual of flow: got -1.0, expected 0 to 1"),
     ],
 )
 def test_options_out_of_range(demo: Model, spec: str, message: str) -> None:

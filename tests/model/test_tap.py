@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import Tensor
 
+import xattn
 from xattn.errors import AttentionError
 from xattn.model import Edit, Model, Site
 from xattn.model.tap import attention_implementation
@@ -168,6 +170,48 @@ def test_a_model_without_attention_is_refused_with_a_remedy(tiny_of: Callable[..
         model.attach()
     with pytest.raises(AttentionError), model.edit(Edit()):
         pytest.fail("an edit that cannot take effect must be refused")
+
+
+def test_an_encoder_decoder_is_refused(tiny_of: Callable[..., Model]) -> None:
+    model = tiny_of("bert")
+    model.network.config.is_encoder_decoder = True
+    with pytest.raises(AttentionError, match="several stacks of attention"):
+        model.attach()
+
+
+@pytest.mark.parametrize("change", [lambda site, p: p.mean(1), lambda site, p: None])
+def test_an_edit_that_returns_something_else_is_refused(
+    demo: Model, change: Callable[[Site, Tensor], Tensor]
+) -> None:
+    batch = batch_of(demo)
+    refused = pytest.raises(AttentionError, match=r"an edit at .* returned something else")
+    with refused, demo.edit(Edit(probabilities=change)):
+        demo.logits(batch.inputs)
+
+
+def test_a_saturated_probability_names_the_remedy(tiny_of: Callable[..., Model]) -> None:
+    model = tiny_of("bert")
+    with torch.no_grad():
+        model.network.classifier.weight.mul_(1e4)
+    batch = batch_of(model)
+    with pytest.raises(AttentionError, match="--quantity logit"):
+        model.trace(batch, model.target(batch, quantity="probability"))
+
+
+def test_threads_take_turns(tiny_of: Callable[..., Model]) -> None:
+    model = tiny_of("bert")
+    before = state(model)
+    expected = xattn.explain(tiny_of("bert"), TEXTS, ["rollout", "attention_gradient"])
+    with ThreadPoolExecutor(6) as pool:
+        results = list(
+            pool.map(
+                lambda _: xattn.explain(model, TEXTS, ["rollout", "attention_gradient"]), range(6)
+            )
+        )
+    assert state(model) == before
+    for result in results:
+        for a, b in zip(result, expected, strict=True):
+            assert abs(a.scores - b.scores).max() < 1e-5
 
 
 def test_a_tap_that_changes_logits_is_refused(

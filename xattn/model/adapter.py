@@ -88,6 +88,14 @@ class Model:
         self.revision = revision
         self.passes = Passes()
         count = int(network.config.num_labels)
+        problem = network.config.problem_type
+        if count < 2 or problem in ("regression", "multi_label_classification"):
+            raise ModelError(
+                f"{self.name} does not choose one of several classes",
+                got=f"{count} outputs, problem type {problem}",
+                expected="a classifier with two classes or more",
+                remedy="name another model: regression and multi-label models are not served yet",
+            )
         named = network.config.id2label or {}
         self.labels = tuple(str(named.get(i, i)) for i in range(count))
         self.limit = encoding.token_limit(network, tokenizer)
@@ -122,13 +130,19 @@ class Model:
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, truncate: bool = False
     ) -> list[Encoding]:
         """Encode texts, or pairs of texts; see `xattn.model.encoding.encode`."""
-        return encoding.encode(
-            self.tokenizer,
-            texts,
-            pairs,
-            limit=self.limit,
-            truncate=truncate,
+        encodings = encoding.encode(
+            self.tokenizer, texts, pairs, limit=self.limit, truncate=truncate
         )
+        rows = self.network.get_input_embeddings().num_embeddings
+        largest = max((int(e.row["input_ids"].max()) for e in encodings), default=0)
+        if largest >= rows:
+            raise ModelError(
+                "the tokenizer does not belong to the model",
+                got=f"the token id {largest}",
+                expected=f"less than the {rows} rows of the embedding table",
+                remedy="load model and tokenizer from the same place",
+            )
+        return encodings
 
     def batch(self, encodings: Sequence[Encoding]) -> Batch:
         """Collate encodings on the model's device, padded on the right."""
@@ -196,7 +210,7 @@ class Model:
         """Return the number of a class given by name or number."""
         if isinstance(label, str) and label in self.labels:
             return self.labels.index(label)
-        if str(label).isdigit() and int(label) < len(self.labels):
+        if str(label).isdecimal() and int(label) < len(self.labels):
             return int(label)
         raise UnknownNameError("class", str(label), self.labels)
 
@@ -290,6 +304,14 @@ class Model:
                 if gradients and not probabilities.requires_grad:
                     # frozen parameters: the first map depends on nothing that has a gradient
                     probabilities = probabilities.detach().requires_grad_()
+                size = batch.input_ids.shape[1]
+                if probabilities.shape[-2:] != (size, size):
+                    raise AttentionError(
+                        f"the attention at {site} is not between the tokens of the text",
+                        got=str(list(probabilities.shape)),
+                        expected=f"[batch, head, {size}, {size}]",
+                        remedy="use a method that does not need attention",
+                    )
                 sites.append(site)
                 maps.append(reduce(probabilities))
                 return probabilities
@@ -299,6 +321,13 @@ class Model:
                 stack.enter_context(self._borrowed(batch.inputs, Edit(probabilities=record)))
                 last = stack.enter_context(borrow.output_of(self.network, known[-1]))
                 score = target(self._forward(batch.inputs))
+                if last[0].shape[:2] != batch.input_ids.shape:
+                    raise AttentionError(
+                        f"the output of {known[-1]} is not laid out by text and token",
+                        got=str(list(last[0].shape)),
+                        expected=f"[batch, token, hidden], beginning {[*batch.input_ids.shape]}",
+                        remedy="use a method that does not need attention",
+                    )
                 sources = [*(maps if gradients else ()), last[0]]
                 derivatives = self._backward(score, sources)
         strength = derivatives[-1].float().norm(dim=-1) * batch.attention_mask
@@ -307,7 +336,7 @@ class Model:
             raise AttentionError(
                 "the prediction does not depend on the last attention layer",
                 got=f"a zero gradient at {known[-1]}",
-                remedy="check the target, or use a method that does not need attention",
+                remedy="a probability near 0 or 1 has none: explain the logit (--quantity logit)",
             )
         return Trace(
             score=score.detach(),
@@ -363,16 +392,27 @@ class Model:
         AttentionError
             If there is no attention, or no backend reproduces the logits.
         """
-        if self._verified is not None:
+        with self._lock:
+            if self._verified is None:
+                self._verified = self._find_backend()
             return self._verified
+
+    def _find_backend(self) -> tuple[str, tuple[Site, ...]]:
+        if self.network.config.is_encoder_decoder:
+            raise AttentionError(
+                f"{type(self.network).__name__} has several stacks of attention, which no method "
+                "here puts together yet",
+                got="an encoder-decoder",
+                expected="an encoder or a decoder",
+                remedy="use a method that does not need attention",
+            )
         probe = self.batch(self.encode(["a b c d e f g h", "a b c"]))
 
         def forward() -> Tensor:
             with torch.no_grad(), self._borrowed(probe.inputs):
                 return self._forward(probe.inputs)
 
-        self._verified = find_backend(self.network, forward)
-        return self._verified
+        return find_backend(self.network, forward)
 
     # ---------------------------------------------------------------- embeddings
 

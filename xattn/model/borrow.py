@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from xattn.errors import ModelError
+from xattn.errors import AttentionError, ModelError
 from xattn.model.tap import Site
 
 
@@ -64,11 +64,17 @@ def output_of(network: nn.Module, site: Site) -> Iterator[list[Tensor]]:
         calls += 1
         if calls - 1 != site.call:
             return None
-        first = output if isinstance(output, Tensor) else output[0]
+        first = output[0] if isinstance(output, tuple) else output
+        if not isinstance(first, Tensor):
+            raise AttentionError(
+                f"the output of {site} is not a tensor",
+                got=type(first).__name__,
+                remedy="use a method that does not need attention",
+            )
         if not first.requires_grad:
             first = first.detach().requires_grad_()
         held.append(first)
-        return first if isinstance(output, Tensor) else (first, *output[1:])
+        return (first, *output[1:]) if isinstance(output, tuple) else first
 
     handle = network.get_submodule(site.module).register_forward_hook(hook)
     try:

@@ -117,6 +117,12 @@ def encode(
                 raise InputError(
                     f"text {number} is empty", got=repr(part), remedy="pass at least one word"
                 )
+            if not part.isascii() and part != part.encode(errors="ignore").decode():
+                raise InputError(
+                    f"text {number} is not valid Unicode",
+                    got=ascii(part)[:60],
+                    remedy="read it as UTF-8 (PYTHONUTF8=1)",
+                )
         fits = {"truncation": True, "max_length": limit} if truncate and limit else {}
         coded = tokenizer(
             text,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.utils import logging as hub_logging
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
@@ -82,7 +84,9 @@ def load(
             "no such model folder", got=name, remedy="give a folder with config.json, or a Hub name"
         )
     bars, verbosity = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
+    hub_verbosity = hub_logging.get_verbosity()
     hf_logging.set_verbosity_error()
+    hub_logging.set_verbosity(logging.ERROR)  # its retries are told in one line, at the end
     hf_logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(name, revision=revision)
@@ -96,6 +100,7 @@ def load(
         raise _explained(name, error) from error
     finally:
         hf_logging.set_verbosity(verbosity)
+        hub_logging.set_verbosity(hub_verbosity)
         if bars:
             hf_logging.enable_progress_bar()
     if missing := sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"])):
@@ -104,6 +109,12 @@ def load(
             got=", ".join(missing[:3]) + (", ..." if len(missing) > 3 else ""),
             expected="a fine-tuned sequence classifier",
             remedy="name a checkpoint with a classification head",
+        )
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ModelError(
+            f"{name} has no tokenizer",
+            got=f"a vocabulary of {len(tokenizer)} special tokens",
+            remedy="save the tokenizer into the folder of the model",
         )
     commit = getattr(config, "_commit_hash", None)
     return Model(network.to(place), tokenizer, name=shown, revision=revision or commit)

@@ -106,13 +106,25 @@ class Tap:
         site = Site(name, self._calls[name])
         self._calls[name] += 1
         for edit in self.edits:
-            if edit.scores is not None:
-                scores = edit.scores(site, scores)
+            scores = _changed(edit.scores, site, scores)
         probabilities = softmax(scores)
         for edit in self.edits:
-            if edit.probabilities is not None:
-                probabilities = edit.probabilities(site, probabilities)
+            probabilities = _changed(edit.probabilities, site, probabilities)
         return probabilities
+
+
+def _changed(change: Change | None, site: Site, before: Tensor) -> Tensor:
+    """Apply a change; refuse a result that would be broadcast in silence."""
+    if change is None:
+        return before
+    after = change(site, before)
+    if not isinstance(after, Tensor) or after.shape != before.shape:
+        raise AttentionError(
+            f"an edit at {site} returned something else than it was given",
+            got=str(list(after.shape)) if isinstance(after, Tensor) else type(after).__name__,
+            expected=f"a tensor {list(before.shape)}",
+        )
+    return after
 
 
 _open_tap: ContextVar[Tap | None] = ContextVar("open_tap", default=None)

@@ -117,6 +117,8 @@ def explain(
     built = [registry.build(m) if isinstance(m, str) else m for m in methods]
     if not built:
         raise InputError("no method is named", expected="one or more", remedy="see xattn methods")
+    if not texts:
+        raise InputError("no text is given", expected="one or more")
     encodings = _encoded(model, texts, pairs, truncate)
     if any("attention" in method.declaration.needs for method in built):
         model.attach()  # the verification is nobody's cost
