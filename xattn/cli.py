@@ -380,7 +380,7 @@ def show_leaderboard(result: Comparison) -> None:
             table.add_row(
                 str(method),
                 f"{area['mean']:.3f}",
-                f"{area['low']:.3f} to {area['high']:.3f}",
+                "-" if area["n"] < 2 else f"{area['low']:.3f} to {area['high']:.3f}",
                 f"{summary.loc[(method, 'comprehensiveness'), 'mean']:.3f}",
                 f"{summary.loc[(method, 'sufficiency'), 'mean']:.3f}",
             )
