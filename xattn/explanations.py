@@ -124,8 +124,8 @@ def explain(
         model.attach()  # the verification is nobody's cost
     results: dict[tuple[int, int], Attribution] = {}
     for positions, batch in model.batches(encodings):
-        target = model.target(batch, label, against, quantity)
         logits = model.logits(batch.inputs)
+        target = model.target(batch, label, against, quantity, logits=logits)
         for number, method in enumerate(built):
             for i, attribution in enumerate(_attribute(model, method, batch, target, logits)):
                 results[positions[i], number] = attribution

@@ -178,6 +178,8 @@ class Model:
         label: str | int | None = None,
         against: str | int | None = None,
         quantity: Quantity = "logit",
+        *,
+        logits: Tensor | None = None,
     ) -> Target:
         """Return what is explained: by default the logit of the predicted class.
 
@@ -190,9 +192,11 @@ class Model:
             A class to subtract: explain why `label` rather than `against`. Examples that predict
             `against` themselves would have a margin of zero and are refused.
         quantity : {"logit", "log_probability", "probability"}
+        logits : Tensor, optional
+            ``[batch, class]``, where they are known already.
         """
         if label is None:
-            labels = self.logits(batch.inputs).argmax(-1)
+            labels = (self.logits(batch.inputs) if logits is None else logits).argmax(-1)
         else:
             labels = torch.full((len(batch),), self.label_id(label), device=self.device)
         other = None
