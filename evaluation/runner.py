@@ -224,6 +224,8 @@ def compare(
     number = None if label is None else model.label_id(label)
     run = Run(scorer, built, chosen, number, seed)
     encodings = model.encode(dataset.texts, dataset.pairs, truncate=truncate)
+    if not encodings:
+        raise InputError("no text is given", expected="a data set of one or more")
     for operator in chosen:  # a tokenizer without a mask token is better found out now
         operator(model, encodings[0].row, encodings[0].special[None])
     for part in chunks(encodings):

@@ -91,8 +91,9 @@ class Flow:
     def __call__(self, model: Model, batch: Batch, target: Target) -> Tensor:
         """Return scores ``[batch, token]``."""
         trace = model.trace(batch, target, reduce=head_mean)
-        mixtures = [mix(maps, self.residual).double().cpu().numpy() for maps in trace.maps]
-        readout = trace.readout.double().cpu().numpy()
+        # off the device first: MPS knows no double precision
+        mixtures = [mix(maps, self.residual).cpu().double().numpy() for maps in trace.maps]
+        readout = trace.readout.cpu().double().numpy()
         scores = torch.zeros(readout.shape)
         for i, encoding in enumerate(batch.encodings):
             size = len(encoding)

@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast, get_args
 
 import typer
 from rich.console import Console
@@ -145,7 +145,7 @@ def explain_command(
     specs = chosen_methods(methods, DEFAULT_METHODS)
     for spec in specs:
         registry.build(spec)  # before the model is loaded: a misspelt name shall cost no time
-    one_of("--quantity", quantity, ("logit", "log_probability", "probability"))
+    one_of("--quantity", quantity, get_args(Quantity))
     one_of("--unit", unit, ("token", "word", "sentence"))
     check_outputs(png, html, json)
     loaded = load(model, device=device, dtype=dtype, revision=revision)
@@ -156,7 +156,7 @@ def explain_command(
         pairs=None if pair is None else [pair],
         label=label,
         against=against,
-        quantity=as_quantity(quantity),
+        quantity=cast(Quantity, quantity),
         truncate=truncate,
     )
     shown = [in_unit(item, unit) for item in result]
@@ -319,11 +319,6 @@ def in_range(option: str, value: int | None, count: int) -> None:
     """Raise `InputError` unless `value` counts from 0 to below `count`."""
     if value is not None and not 0 <= value < count:
         raise InputError(option, got=str(value), expected=f"0 to {count - 1}")
-
-
-def as_quantity(text: str) -> Quantity:
-    """Return `text`, which `one_of` has checked, as a `Quantity`."""
-    return text  # type: ignore[return-value]
 
 
 def in_unit(item: Attribution, unit: str) -> Attribution:

@@ -167,3 +167,8 @@ def test_texts_over_the_limit(demo):
         compare(demo, data, ["rollout"], ["delete"])
     found = compare(demo, data, ["rollout"], ["delete"], truncate=True)
     assert len(found.attributions[0].tokens) == demo.limit
+
+
+def test_no_text_is_refused(demo):
+    with pytest.raises(InputError, match="no text is given"):
+        compare(demo, dataset_of([]), ["rollout"], ["delete"])
