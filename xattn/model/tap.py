@@ -60,12 +60,16 @@ Change = Callable[[Site, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Edit:
-    """What to do at every attention site: change the scores, the probabilities, or both."""
+    """What to change at every attention site; what is None stays as it is."""
 
     scores: Change | None = None
-    """Applied before softmax, so that rows still sum to one."""
+    """``[batch, head, query, key]`` before softmax, so that rows still sum to one."""
     probabilities: Change | None = None
-    """Applied after softmax; rows are not renormalised."""
+    """``[batch, head, query, key]`` after softmax; rows are not renormalised."""
+    values: Change | None = None
+    """``[batch, head, key, dim]``, one for each query head."""
+    outputs: Change | None = None
+    """``[batch, head, query, dim]``: what each head hands on, before the heads are put together."""
 
 
 class Tap:
@@ -88,29 +92,32 @@ class Tap:
         """Start counting calls anew: a forward pass begins."""
         self._calls.clear()
 
-    def attend(
-        self, module: nn.Module, scores: Tensor, softmax: Callable[[Tensor], Tensor]
-    ) -> Tensor:
+    def begin(self, module: nn.Module) -> Site:
+        """Return the site of the call that begins in `module`."""
+        name = self.names[module]
+        site = Site(name, self._calls[name])
+        self._calls[name] += 1
+        return site
+
+    def attend(self, site: Site, scores: Tensor, softmax: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the probabilities of one site, edited.
 
         Parameters
         ----------
-        module : torch.nn.Module
-            Where the call happens.
+        site : Site
         scores : Tensor
             ``[batch, head, query, key]``, masked, before softmax.
         softmax : callable
             The model's own normalisation.
         """
-        name = self.names[module]
-        site = Site(name, self._calls[name])
-        self._calls[name] += 1
+        scores = self.change("scores", site, scores)
+        return self.change("probabilities", site, softmax(scores))
+
+    def change(self, what: str, site: Site, tensor: Tensor) -> Tensor:
+        """Apply the edits of `what` (a field of `Edit`) to a tensor of one site, in order."""
         for edit in self.edits:
-            scores = _changed(edit.scores, site, scores)
-        probabilities = softmax(scores)
-        for edit in self.edits:
-            probabilities = _changed(edit.probabilities, site, probabilities)
-        return probabilities
+            tensor = _changed(getattr(edit, what), site, tensor)
+        return tensor
 
 
 def _changed(change: Change | None, site: Site, before: Tensor) -> Tensor:
@@ -164,9 +171,11 @@ def _attention(
     tap = _open_tap.get()
     if tap is None or module not in tap.names:
         probabilities = softmax(scores)
+        mixed = probabilities @ value
     else:
-        probabilities = tap.attend(module, scores, softmax)
-    mixed = nn.functional.dropout(probabilities, dropout, module.training) @ value
+        site = tap.begin(module)
+        probabilities = tap.attend(site, scores, softmax)
+        mixed = tap.change("outputs", site, probabilities @ tap.change("values", site, value))
     return mixed.transpose(1, 2).contiguous(), probabilities
 
 
@@ -237,9 +246,8 @@ class _SoftmaxMode(TorchFunctionMode):
         if dim not in (-1, args[0].ndim - 1):
             result: Tensor = func(*args, **kwargs)
             return result
-        return self.tap.attend(
-            self.inside[-1], args[0], lambda scores: func(scores, *args[1:], **kwargs)
-        )
+        site = self.tap.begin(self.inside[-1])
+        return self.tap.attend(site, args[0], lambda scores: func(scores, *args[1:], **kwargs))
 
     def _scaled_dot_product(
         self,
@@ -268,8 +276,10 @@ class _SoftmaxMode(TorchFunctionMode):
                 scores = scores.masked_fill(~attn_mask, lowest)
             else:
                 scores = scores + attn_mask
-        probabilities = self.tap.attend(self.inside[-1], scores, lambda s: s.softmax(-1))
-        return nn.functional.dropout(probabilities, dropout_p) @ value
+        site = self.tap.begin(self.inside[-1])
+        probabilities = self.tap.attend(site, scores, lambda s: s.softmax(-1))
+        mixed = probabilities @ self.tap.change("values", site, value)
+        return self.tap.change("outputs", site, mixed)
 
 
 @contextmanager
