@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from xattn.data import Dataset
-from xattn.errors import InputError
+from xattn.errors import InputError, ModelError
 from xattn.evaluation import curves, oracle
 from xattn.evaluation.comparison import GRID, Comparison
 from xattn.evaluation.deletion import Deletion, measure
@@ -30,7 +30,7 @@ from xattn.evaluation.scorer import Scorer
 from xattn.explanations import explain, parameters
 from xattn.model import Model
 from xattn.registry import Method, methods
-from xattn.types import Attribution, Encoding, Ints, Target
+from xattn.types import Attribution, Encoding, Ints
 
 RANDOM, ORACLE = "random", "oracle"
 CHUNK = 64
@@ -93,14 +93,11 @@ class Run:
 
     def _explained(self, encodings: Sequence[Encoding]) -> list[int]:
         """Note the predictions; return the class that is explained of each text."""
-        logits = self.scorer.logits([e.row for e in encodings])
-        predicted = logits.argmax(-1)
-        sure = Target(predicted, quantity="probability")(logits)
-        names = [self.scorer.model.labels[int(label)] for label in predicted]
-        self.predictions += zip(names, sure.tolist(), strict=True)
-        if self.label is not None:
-            return [self.label] * len(encodings)
-        return [int(label) for label in predicted]
+        rows = [e.row for e in encodings]
+        labels = self.scorer.logits(rows).argmax(-1).tolist()
+        names = [self.scorer.model.labels[label] for label in labels]
+        self.predictions += zip(names, self.scorer.scores(rows, labels).tolist(), strict=True)
+        return labels if self.label is None else [self.label] * len(encodings)
 
     def _orders(self, first: int, encodings: Sequence[Encoding]) -> dict[tuple[int, str], Ints]:
         """Explain; return the MoRF order of each text and method."""
@@ -213,6 +210,13 @@ def compare(
     'oracle'
     """
     start, date = time.perf_counter(), datetime.now(UTC)
+    if model.task.name != "classify" or model.link == "identity":
+        raise ModelError(
+            "only classifiers of texts can be compared",
+            got=f"{model.name}, a model for {model.task.name}"
+            + (" that predicts numbers" if model.link == "identity" else ""),
+            remedy="explain single texts with explain (xattn explain)",
+        )
     built = _build(methods, seed)
     if operators is None:
         masks = model.tokenizer.mask_token_id is not None

@@ -85,7 +85,11 @@ class Scorer:
         labels : sequence of int
             The class of each input.
         """
-        target = Target(torch.tensor(labels, dtype=torch.int64), quantity="probability")
+        target = Target(
+            torch.tensor(labels, dtype=torch.int64),
+            quantity="probability",
+            link=self.model.link,
+        )
         return target(self.logits(rows)).double().numpy()
 
     def forward(self, rows: Sequence[Row]) -> Tensor:

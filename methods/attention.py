@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from xattn.errors import InputError
@@ -25,7 +26,9 @@ class Attention:
     """How much the position that the prediction is read from looks at a token, in one layer.
 
     ``s = r · Ā_l``: ``r`` is the readout (see `Model.trace`), ``Ā_l`` the attention of layer
-    ``l``, averaged over heads or of one head. Scores are unsigned, without unit, and sum to 1.
+    ``l``, averaged over heads or of one head. Scores are unsigned, without unit, and sum to 1. In
+    encoder-decoders half of them is the cross-attention to the source and half the decoder's to
+    what it has written.
 
     Attributes
     ----------
@@ -41,13 +44,18 @@ class Attention:
     def __call__(self, model: Model, batch: Batch, target: Target) -> Tensor:
         """Return scores ``[batch, token]``."""
         trace = model.trace(batch, target, reduce=self._pick)
-        count = len(trace.maps)
-        if not -count <= self.layer < count:
-            raise InputError(
-                "layer of attention", got=str(self.layer), expected=f"{-count} to {count - 1}"
-            )
-        row = (trace.readout[:, None] @ trace.maps[self.layer].float())[:, 0]
-        return row / row.sum(-1, keepdim=True)  # attention sinks take a share of a row
+        scores = torch.zeros(batch.shape, device=model.device)
+        for numbers in trace.layers().values():
+            count = len(numbers)
+            if not -count <= self.layer < count:
+                raise InputError(
+                    "layer of attention", got=str(self.layer), expected=f"{-count} to {count - 1}"
+                )
+            number = numbers[self.layer]
+            row = trace.readout[:, None, trace.queries(number)]
+            scores[:, trace.keys(number)] += (row @ trace.maps[number].float())[:, 0]
+        # attention sinks take a share of a row, and a decoder's tokens look at two streams
+        return scores / scores.sum(-1, keepdim=True)
 
     def _pick(self, maps: Tensor) -> Tensor:
         if self.head is None:

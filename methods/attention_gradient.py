@@ -26,7 +26,8 @@ class AttentionGradient:
     """Attention to a token, times what that attention does to the target, summed over layers.
 
     ``s_k = Σ_l Σ_h Σ_q A_l[h, q, k] · ∂y/∂A_l[h, q, k]``. The sum runs over all queries: those that
-    the prediction does not depend on have no gradient. Scores are signed, in the target's unit.
+    the prediction does not depend on have no gradient. In encoder-decoders the sum runs over the
+    layers of all three stacks. Scores are signed, in the target's unit.
 
     Attributes
     ----------
@@ -42,20 +43,19 @@ class AttentionGradient:
     def __call__(self, model: Model, batch: Batch, target: Target) -> Tensor:
         """Return scores ``[batch, token]``."""
         trace = model.trace(batch, target, gradients=True)
-        count = len(trace.maps)
-        if self.layer is None:
-            chosen = range(count)
-        elif -count <= self.layer < count:
-            chosen = range(self.layer % count, self.layer % count + 1)
-        else:
-            raise InputError(
-                "layer of attention_gradient",
-                got=str(self.layer),
-                expected=f"{-count} to {count - 1}",
-            )
-        scores = torch.zeros(batch.input_ids.shape, device=model.device)
-        for layer in chosen:
-            product = trace.maps[layer].float() * trace.gradients[layer].float()
-            product = product.clamp(min=0) if self.positive else product
-            scores += product.sum((1, 2))
+        scores = torch.zeros(batch.shape, device=model.device)
+        for numbers in trace.layers().values():
+            for number in numbers if self.layer is None else [self._chosen(numbers, self.layer)]:
+                product = trace.maps[number].float() * trace.gradients[number].float()
+                product = product.clamp(min=0) if self.positive else product
+                scores[:, trace.keys(number)] += product.sum((1, 2))
         return scores
+
+    @staticmethod
+    def _chosen(numbers: list[int], layer: int) -> int:
+        count = len(numbers)
+        if not -count <= layer < count:
+            raise InputError(
+                "layer of attention_gradient", got=str(layer), expected=f"{-count} to {count - 1}"
+            )
+        return numbers[layer]

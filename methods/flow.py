@@ -12,7 +12,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_flow
 from torch import Tensor
 
-from xattn.methods.rollout import check_residual, head_mean, mix
+from xattn.methods.rollout import check_residual, head_mean
 from xattn.model import Model
 from xattn.registry import register
 from xattn.types import Batch, Floats, Target
@@ -92,11 +92,18 @@ class Flow:
         """Return scores ``[batch, token]``."""
         trace = model.trace(batch, target, reduce=head_mean)
         # off the device first: MPS knows no double precision
-        mixtures = [mix(maps, self.residual).cpu().double().numpy() for maps in trace.maps]
         readout = trace.readout.cpu().double().numpy()
-        scores = torch.zeros(readout.shape)
-        for i, encoding in enumerate(batch.encodings):
-            size = len(encoding)
-            flows = max_flows([m[i, :size, :size] for m in mixtures], readout[i, :size])
-            scores[i, :size] = torch.from_numpy(flows)
+        mixtures = []
+        for number, maps in enumerate(trace.maps):
+            mixture = np.tile(np.eye(batch.shape[1]), (len(batch), 1, 1))
+            queries, keys = trace.queries(number), trace.keys(number)
+            mixture[:, queries] *= self.residual
+            mixture[:, queries, keys] += (1 - self.residual) * maps.cpu().double().numpy()
+            mixtures.append(mixture)
+        scores = torch.zeros(batch.shape)
+        for i in range(len(batch)):
+            columns = batch.columns(i)
+            layers = [mixture[i][np.ix_(columns, columns)] for mixture in mixtures]
+            flows = max_flows(layers, readout[i, columns])
+            scores[i, torch.from_numpy(columns)] = torch.from_numpy(flows).float()
         return scores.to(model.device)

@@ -74,7 +74,7 @@ class IntegratedGradients:
 
     def __call__(self, model: Model, batch: Batch, target: Target) -> Tensor:
         """Return scores ``[batch, token]``."""
-        scores = torch.zeros(batch.input_ids.shape, device=model.device)
+        scores = torch.zeros(batch.shape, device=model.device)
         expected = self.difference(model, batch, target)
         open_rows = torch.arange(len(batch), device=model.device)
         steps = self.steps
@@ -91,18 +91,8 @@ class IntegratedGradients:
 
     def difference(self, model: Model, batch: Batch, target: Target) -> Tensor:
         """Return ``y(e) − y(e′)``, ``[batch]``: what the scores of each text must sum to."""
-        start = self._baseline(model, batch)
+        start = model.baseline(batch, self.baseline)
         return model.score(batch.inputs, target) - model.score(batch.inputs, target, start)
-
-    def _baseline(self, model: Model, batch: Batch) -> Tensor:
-        """Return the baseline's embeddings ``[batch, token, hidden]``."""
-        actual = model.embeddings(batch.input_ids)
-        if self.baseline == "zero":
-            replaced = torch.zeros_like(actual)
-        else:
-            token = torch.full_like(batch.input_ids, model.token_id(self.baseline))
-            replaced = model.embeddings(token)
-        return torch.where(batch.special[:, :, None], actual, replaced)
 
     def _integral(
         self, model: Model, batch: Batch, target: Target, rows: Tensor, steps: int
@@ -111,7 +101,7 @@ class IntegratedGradients:
         nodes, weights = np.polynomial.legendre.leggauss(steps)
         alphas = torch.tensor((nodes + 1) / 2, dtype=torch.float32, device=model.device)
         shares = torch.tensor(weights / 2, dtype=torch.float32, device=model.device)
-        end, start = model.embeddings(batch.input_ids), self._baseline(model, batch)
+        end, start = model.embeddings(batch.inputs), model.baseline(batch, self.baseline)
         # Every (text, point) is an input of its own; under the budget they share a pass.
         text, point = rows.repeat_interleave(steps), torch.arange(steps).repeat(len(rows))
         mean_gradient = torch.zeros_like(end, dtype=torch.float32)

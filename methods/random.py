@@ -35,10 +35,11 @@ class Random:
 
     def __call__(self, model: Model, batch: Batch, target: Target) -> Tensor:
         """Return scores ``[batch, token]``."""
-        scores = torch.zeros(batch.input_ids.shape)
+        scores = torch.zeros(batch.shape)
         for i, encoding in enumerate(batch.encodings):
-            content = encoding.row["input_ids"].tobytes() + str(self.seed).encode()
+            first = encoding.row.get("input_ids", next(iter(encoding.row.values())))
+            content = first.tobytes() + str(self.seed).encode()
             key = int.from_bytes(hashlib.sha256(content).digest()[:8], "big")
             draw = np.random.default_rng(key).random(len(encoding))
-            scores[i, : len(encoding)] = torch.from_numpy(draw)
+            scores[i, torch.from_numpy(batch.columns(i))] = torch.from_numpy(draw).float()
         return scores.to(model.device)

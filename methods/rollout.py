@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from xattn.errors import InputError
@@ -38,20 +37,6 @@ def check_residual(method: str, residual: float) -> None:
         raise InputError(f"residual of {method}", got=str(residual), expected="0 to 1")
 
 
-def mix(maps: Tensor, residual: float) -> Tensor:
-    """Return one layer's mixture of positions ``residual · I + (1 − residual) · Ā``.
-
-    Parameters
-    ----------
-    maps : Tensor
-        ``[batch, query, key]``, rows summing to 1.
-    residual : float
-        Share of the residual connection, 0 to 1.
-    """
-    eye = torch.eye(maps.shape[-1], device=maps.device)
-    return residual * eye + (1 - residual) * maps
-
-
 @register(
     "rollout",
     signed=False,
@@ -65,8 +50,10 @@ class Rollout:
 
     ``s = r · M_L · ... · M_1`` (section 3, equation 1), where ``r`` is the readout (see
     `Model.trace`), ``M_l = residual · I + (1 − residual) · Ā_l``, and ``Ā_l`` the mean of the
-    heads of layer ``l``. Scores are unsigned, without unit, and sum to 1. Only a
-    row is carried down, so the cost is ``layers · token²`` and not ``token³``.
+    heads of layer ``l``. In encoder-decoders a cross-attention layer hands the other share on to
+    the source, and the encoder's layers follow below the decoder's. Scores are unsigned, without
+    unit, and sum to 1. Only a row is carried down, so the cost is ``layers · token²`` and not
+    ``token³``.
 
     Attributes
     ----------
@@ -82,7 +69,10 @@ class Rollout:
     def __call__(self, model: Model, batch: Batch, target: Target) -> Tensor:
         """Return scores ``[batch, token]``."""
         trace = model.trace(batch, target, reduce=head_mean)
-        row = trace.readout[:, None]
-        for maps in reversed(trace.maps):
-            row = row @ mix(maps, self.residual)
+        row = trace.readout[:, None].clone()
+        for number in reversed(range(len(trace.maps))):
+            queries, keys = trace.queries(number), trace.keys(number)
+            looking = row[..., queries].clone()
+            row[..., queries] *= self.residual
+            row[..., keys] += (1 - self.residual) * (looking @ trace.maps[number])
         return row[:, 0]

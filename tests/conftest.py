@@ -22,7 +22,7 @@ from tokenizers import (
 )
 from transformers import (
     AlbertConfig,
-    AutoModelForSequenceClassification,
+    BartConfig,
     BertConfig,
     DebertaV2Config,
     DistilBertConfig,
@@ -34,10 +34,12 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     RobertaConfig,
+    T5Config,
 )
 
 import xattn
 from xattn.demo import REVIEWS
+from xattn.model.tasks import TASKS
 
 SIZE = {
     "hidden_size": 32,
@@ -88,6 +90,18 @@ DECODERS: dict[str, Callable[[dict[str, int]], Any]] = {
     "qwen2": lambda t: Qwen2Config(**SIZE, num_key_value_heads=2, **WIDE, **t),
 }
 FAMILIES = (*ENCODERS, *DECODERS)
+ENCODER_DECODERS: dict[str, Callable[[dict[str, int]], Any]] = {
+    "bart": lambda t: BartConfig(
+        d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+        decoder_attention_heads=2, encoder_ffn_dim=48, decoder_ffn_dim=48, num_labels=3,
+        max_position_embeddings=64, init_std=0.25, decoder_start_token_id=2,
+        forced_eos_token_id=None, **t,
+    ),
+    "t5": lambda t: T5Config(
+        d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, num_labels=3,
+        decoder_start_token_id=1, initializer_factor=1.0, **t,
+    ),
+}  # fmt: skip
 # Mixes positions by a Fourier transform: a classifier without attention.
 WITHOUT_ATTENTION = {"fnet": lambda t: FNetConfig(**SIZE, **WIDE, **t)}
 
@@ -141,7 +155,7 @@ def _byte_level(special: dict[str, str], template: str | None) -> PreTrainedToke
 
 
 def _tokenizer(family: str) -> PreTrainedTokenizerFast:
-    if family in ("roberta", "modernbert"):
+    if family in ("roberta", "modernbert", *ENCODER_DECODERS):
         return _byte_level(
             {
                 "bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>",
@@ -157,8 +171,11 @@ def _tokenizer(family: str) -> PreTrainedTokenizerFast:
     return _wordpiece()
 
 
-def build(family: str, seed: int = 0) -> xattn.Model:
-    """Return a tiny random classifier of one family with a tokenizer of its kind."""
+def build(family: str, seed: int = 0, *, task: str = "classify", **changes: Any) -> xattn.Model:
+    """Return a tiny random model of one family, with a tokenizer of its kind.
+
+    `changes` are of the configuration.
+    """
     tokenizer = _tokenizer(family)
     ids = {
         name: value
@@ -167,15 +184,20 @@ def build(family: str, seed: int = 0) -> xattn.Model:
         and (family not in DECODERS or name != "pad_token_id")
     }
     torch.manual_seed(seed)
-    config = {**ENCODERS, **DECODERS, **WITHOUT_ATTENTION}[family](
-        {"vocab_size": len(tokenizer), **ids}
-    )
-    network = AutoModelForSequenceClassification.from_config(config).eval()
+    kinds = {**ENCODERS, **DECODERS, **ENCODER_DECODERS, **WITHOUT_ATTENTION}
+    config = kinds[family]({"vocab_size": len(tokenizer), **ids})
+    if task == "answer":  # start and end
+        changes["num_labels"] = 2
+    for name, value in changes.items():
+        setattr(config, name, value)
+    network = TASKS[task].auto_class(config).from_config(config).eval()
     with torch.no_grad():  # heads start at zero bias and small weights in some families
         for name, parameter in network.named_parameters():
-            if name.startswith(("score", "classifier", "pooler", "head", "pre_classifier")):
+            if name.startswith(
+                ("score", "classifier", "pooler", "head", "pre_classifier", "qa_outputs")
+            ):
                 parameter.normal_(0, 0.3)
-    return xattn.Model(network, tokenizer, name=f"tiny-{family}")
+    return xattn.Model(network, tokenizer, task=task, name=f"tiny-{family}")
 
 
 @pytest.fixture(scope="session")
@@ -199,5 +221,5 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def tiny_of() -> Callable[..., xattn.Model]:
-    """Build a tiny random classifier of a named family."""
+    """Build a tiny random model of a named family."""
     return build

@@ -105,7 +105,7 @@ def returning(value: Callable[[Batch], Tensor]) -> object:
 
 
 def test_scores_that_are_not_finite_name_the_method(demo: Model) -> None:
-    method = returning(lambda batch: torch.full(batch.input_ids.shape, float("inf")))
+    method = returning(lambda batch: torch.full(batch.inputs["input_ids"].shape, float("inf")))
     with pytest.raises(ModelError, match=r"nonsense returned scores that are not finite: got inf"):
         xattn.explain(demo, ["A film."], [method])  # type: ignore[list-item]
 

@@ -94,7 +94,7 @@ class Length:
     power: float = 1.0
     def __call__(self, model, batch, target):
         import torch
-        scores = torch.zeros(batch.input_ids.shape)
+        scores = torch.zeros(batch.inputs["input_ids"].shape)
         for i, e in enumerate(batch.encodings):
             scores[i, :len(e)] = torch.tensor([float(len(t)) for t in e.tokens]) ** self.power
         return scores

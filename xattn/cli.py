@@ -43,7 +43,10 @@ app = typer.Typer(
 console = Console()
 
 TextArgument = Annotated[str, typer.Argument(help="The text to explain.", show_default=False)]
-PairOption = Annotated[str | None, typer.Option("--pair", help="The second text of a pair.")]
+PairOption = Annotated[
+    str | None,
+    typer.Option("--pair", help="The second text: of a pair, the passage, or the continuation."),
+]
 MethodsOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -60,8 +63,35 @@ ModelOption = Annotated[
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, mps or auto.")]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
 RevisionOption = Annotated[str | None, typer.Option("--revision", help="Of a model on the Hub.")]
+TaskOption = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        help="classify, tag, answer, fill, generate or image.",
+        show_default="what the model was made for",
+    ),
+]
+AtOption = Annotated[
+    str | None,
+    typer.Option(
+        "--at",
+        help="Where the prediction is read: a word (tag); start, end or span (answer); the number "
+        "of a mask (fill); next, each, whole or a number of a token (generate).",
+    ),
+]
+ChatOption = Annotated[
+    bool, typer.Option("--chat", help="Put the text into the model's chat template.")
+]
+NewTokensOption = Annotated[
+    int, typer.Option("--new-tokens", help="Tokens to generate where no --pair continues the text.")
+]
 LabelOption = Annotated[
-    str | None, typer.Option("--label", help="Class to explain.", show_default="the predicted one")
+    str | None,
+    typer.Option(
+        "--label",
+        help="Class or token to explain, or each.",
+        show_default="the predicted one",
+    ),
 ]
 AgainstOption = Annotated[str | None, typer.Option("--against", help="Class to compare it with.")]
 TruncateOption = Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long.")]
@@ -126,8 +156,12 @@ def explain_command(
     pair: PairOption = None,
     methods: MethodsOption = None,
     model: ModelOption = None,
+    task: TaskOption = None,
+    at: AtOption = None,
     label: LabelOption = None,
     against: AgainstOption = None,
+    chat: ChatOption = False,
+    new_tokens: NewTokensOption = 12,
     quantity: Annotated[
         str, typer.Option("--quantity", help="logit, log_probability or probability.")
     ] = "logit",
@@ -148,19 +182,22 @@ def explain_command(
     one_of("--quantity", quantity, get_args(Quantity))
     one_of("--unit", unit, ("token", "word", "sentence"))
     check_outputs(png, html, json)
-    loaded = load(model, device=device, dtype=dtype, revision=revision)
+    loaded = load(model, task=task, device=device, dtype=dtype, revision=revision)
     result = explain(
         loaded,
-        [text],
+        [[{"role": "user", "content": text}] if chat else text],
         specs,
         pairs=None if pair is None else [pair],
         label=label,
         against=against,
+        at=at,
         quantity=cast(Quantity, quantity),
         truncate=truncate,
+        max_new_tokens=new_tokens,
     )
     shown = [in_unit(item, unit) for item in result]
-    show_attributions(shown)
+    for group in result.by_text():
+        show_attributions([in_unit(item, unit) for item in group])
     if html is not None:
         files.write_text(html, tokens.render_attributions_html(shown))
     if png is not None:
@@ -252,9 +289,14 @@ def maps_command(
     layer: Annotated[int | None, typer.Option("--layer", help="One layer, from 0.")] = None,
     head: Annotated[int | None, typer.Option("--head", help="One head, from 0.")] = None,
     average: Annotated[bool, typer.Option("--average", help="Average over heads.")] = False,
+    stack: Annotated[
+        str | None,
+        typer.Option("--stack", help="encoder, decoder or cross, of an encoder-decoder."),
+    ] = None,
     png: Annotated[Path | None, typer.Option("--png", help="Write a picture.")] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page.")] = None,
     model: ModelOption = None,
+    task: TaskOption = None,
     truncate: TruncateOption = False,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "float32",
@@ -265,9 +307,9 @@ def maps_command(
     if png is None and html is None:
         png, html = Path("xattn-maps.png"), Path("xattn-maps.html")
     check_outputs(png, html)
-    loaded = load(model, device=device, dtype=dtype, revision=revision)
+    loaded = load(model, task=task, device=device, dtype=dtype, revision=revision)
     pairs = None if pair is None else [pair]
-    maps = loaded.attention(loaded.encode([text], pairs, truncate=truncate))[0]
+    maps = loaded.attention(loaded.encode([text], pairs, truncate=truncate), stack)[0]
     layers, heads = maps.maps.shape[:2]
     in_range("--layer", layer, layers)
     in_range("--head", head, heads)
@@ -336,10 +378,7 @@ def to_json(items: list[Attribution]) -> str:
 def show_attributions(items: list[Attribution]) -> None:
     """Print coloured tokens, one line a method."""
     first = items[0]
-    console.print(
-        f"[bold]{escape(first.prediction)}[/bold] ({first.probability:.1%}), "
-        f"explained: {escape(first.target)}"
-    )
+    console.print(f"[bold]{escape(first.verdict)}[/bold], explained: {escape(first.target)}")
     width = max(len(item.method) for item in items)
     for item in items:
         line = Text(f"{item.method:>{width}}  ", style="dim")

@@ -15,9 +15,10 @@ from torch import Tensor
 from xattn import render
 from xattn.errors import InputError, ModelError
 from xattn.model import Model
+from xattn.model.prompts import Chat
 from xattn.registry import Completeness, Method
 from xattn.registry import methods as registry
-from xattn.types import Attribution, Batch, Encoding, Quantity, Target
+from xattn.types import Aim, Attribution, Batch, Encoding, Quantity
 
 DEFAULT_METHODS = ("attention", "rollout", "flow", "integrated_gradients", "attention_gradient")
 
@@ -66,14 +67,16 @@ class Explanations(Sequence[Attribution]):
 
 def explain(
     model: Model,
-    texts: Sequence[str] | Sequence[Encoding],
+    texts: Sequence[str | Chat] | Sequence[Encoding],
     methods: Sequence[str | Method] = DEFAULT_METHODS,
     *,
     pairs: Sequence[str] | None = None,
     label: str | int | None = None,
     against: str | int | None = None,
+    at: str | int | None = None,
     quantity: Quantity = "logit",
     truncate: bool = False,
+    max_new_tokens: int = 16,
     progress: Callable[[int], None] | None = None,
 ) -> Explanations:
     """Explain a model's predictions on texts by one or more methods.
@@ -82,23 +85,29 @@ def explain(
     ----------
     model : Model
     texts : sequence of str or of Encoding
+        For models that generate also chats: lists of messages with ``role`` and ``content``.
     methods : sequence of str or Method
         Names, names with options (``"rollout:residual=0.3"``) or instances.
     pairs : sequence of str, optional
-        The second text of each pair.
+        The second text of each pair; the continuation, for models that generate.
     label, against : str or int, optional
-        The class that is explained, by default each text's predicted one; and the class that it is
-        compared with.
+        The class that is explained, by default each text's predicted one (``each`` for all of
+        them); and the class that it is compared with.
+    at : str or int, optional
+        Where the prediction is read; see `Model.aims`. A text that is asked at several places has
+        an explanation for each.
     quantity : {"logit", "log_probability", "probability"}
     truncate : bool
         Cut texts that are too long instead of refusing them.
+    max_new_tokens : int
+        Length of the continuations that are generated where none is given.
     progress : callable, optional
         Called with the number of texts that were finished.
 
     Returns
     -------
     Explanations
-        Text by text, and for each text in the order of `methods`.
+        Text by text, for each text target by target, and for each target in the order of `methods`.
 
     Raises
     ------
@@ -120,36 +129,41 @@ def explain(
     if not texts:
         raise InputError("no text is given", expected="one or more")
     encodings = _encoded(model, texts, pairs, truncate)
+    if model.task.name == "generate" and at != "next" and all(e.pair is None for e in encodings):
+        encodings = model.generate(encodings, max_new_tokens)
     if any("attention" in method.declaration.needs for method in built):
         model.attach()  # the verification is nobody's cost
+    asked = model.aims(encodings, label, against, at)
+    cases = [(e, aim) for e, aims in zip(encodings, asked, strict=True) for aim in aims]
     results: dict[tuple[int, int], Attribution] = {}
-    for positions, batch in model.batches(encodings):
-        logits = model.logits(batch.inputs)
-        target = model.target(batch, label, against, quantity, logits=logits)
+    for positions, batch in model.batches([encoding for encoding, _ in cases]):
+        aims = [cases[i][1] for i in positions]
         for number, method in enumerate(built):
-            for i, attribution in enumerate(_attribute(model, method, batch, target, logits)):
-                results[positions[i], number] = attribution
+            found = _attribute(model, method, batch, aims, quantity)
+            for position, attribution in zip(positions, found, strict=True):
+                results[position, number] = attribution
         if progress is not None:
             progress(len(positions))
-    ordered = [results[i, j] for i in range(len(encodings)) for j in range(len(built))]
+    ordered = [results[i, j] for i in range(len(cases)) for j in range(len(built))]
     return Explanations(ordered, len(built))
 
 
 def _encoded(
     model: Model,
-    texts: Sequence[str] | Sequence[Encoding],
+    texts: Sequence[str | Chat] | Sequence[Encoding],
     pairs: Sequence[str] | None,
     truncate: bool,
 ) -> Sequence[Encoding]:
     if not isinstance(texts, str) and all(isinstance(text, Encoding) for text in texts):
         return cast(Sequence[Encoding], texts)
-    return model.encode(cast(Sequence[str], texts), pairs, truncate=truncate)
+    return model.encode(cast(Sequence[str | Chat], texts), pairs, truncate=truncate)
 
 
 def _attribute(
-    model: Model, method: Method, batch: Batch, target: Target, logits: Tensor
+    model: Model, method: Method, batch: Batch, aims: Sequence[Aim], quantity: Quantity
 ) -> Iterator[Attribution]:
     """Run one method on one batch; yield what it says of each text."""
+    target = model.target_of(aims, quantity)
     before, start = model.passes.copy(), time.perf_counter()
     scores = method(model, batch, target)
     seconds = (time.perf_counter() - start) / len(batch)
@@ -158,17 +172,15 @@ def _attribute(
     expected: Tensor | None = None
     if method.declaration.total == "difference":
         expected = cast(Completeness, method).difference(model, batch, target)
-    if scores.shape != batch.input_ids.shape:
+    if scores.shape != batch.shape:
         raise ModelError(
             f"the method {method.name} returned scores of the wrong shape",
             got=str(list(scores.shape)),
-            expected=f"[batch, token] = {list(batch.input_ids.shape)}",
+            expected=f"[batch, token] = {list(batch.shape)}",
         )
     table = scores.detach().float().cpu().numpy()
-    predicted = logits.argmax(-1).tolist()
-    sure = Target(logits.argmax(-1), quantity="probability")(logits).tolist()
-    for i, encoding in enumerate(batch.encodings):
-        row = table[i, : len(encoding)].astype(np.float32)
+    for i, (encoding, aim) in enumerate(zip(batch.encodings, aims, strict=True)):
+        row = table[i, batch.columns(i)].astype(np.float32)
         if not np.isfinite(row).all():
             raise ModelError(
                 f"the method {method.name} returned scores that are not finite",
@@ -185,9 +197,9 @@ def _attribute(
             scores=row,
             method=method.name,
             parameters=parameters(method),
-            target=describe(model, target, i),
-            prediction=model.labels[predicted[i]],
-            probability=sure[i],
+            target=f"{quantity.replace('_', ' ')} of {aim.words}",
+            prediction=aim.prediction,
+            probability=aim.probability,
             signed=method.declaration.signed,
             gap=None if expected is None else float(row.sum() - float(expected[i])),
             seconds=seconds,
@@ -199,11 +211,3 @@ def _attribute(
 def parameters(method: Method) -> dict[str, Any]:
     """Return the hyper-parameters of a method with their values."""
     return asdict(method)  # type: ignore[call-overload, no-any-return]
-
-
-def describe(model: Model, target: Target, index: int) -> str:
-    """Return the explained scalar of one example in words."""
-    words = f"{target.quantity.replace('_', ' ')} of {model.labels[int(target.label[index])]}"
-    if target.against is not None:
-        words += f" against {model.labels[int(target.against[index])]}"
-    return words

@@ -58,11 +58,11 @@ def state(model: Model) -> dict[str, Any]:
 def _scores(model: Model, method: Method, texts: Sequence[str]) -> list[Tensor]:
     """Return the scores of each text, explained in one batch, without padding."""
     batch = model.batch(model.encode(texts))
-    scores = method(model, batch, model.target(batch))
-    assert scores.shape == batch.input_ids.shape, (
-        f"{method.name}: scores {list(scores.shape)}, expected {list(batch.input_ids.shape)}"
+    scores = method(model, batch, model.target(batch, at=model.task.first))
+    assert scores.shape == batch.shape, (
+        f"{method.name}: scores {list(scores.shape)}, expected {list(batch.shape)}"
     )
-    return [scores[i, : len(e)] for i, e in enumerate(batch.encodings)]
+    return [scores[i, torch.from_numpy(batch.columns(i))] for i in range(len(batch))]
 
 
 def _assert_close(method: Method, what: str, got: list[Tensor], expected: list[Tensor]) -> None:
@@ -137,7 +137,9 @@ def check_total(model: Model, method: Method) -> None:
         assert worst <= 1e-5, f"{method.name}: scores sum to 1 only within {worst:.2g}"
     elif method.declaration.total == "difference":
         batch = model.batch(model.encode(TEXTS))
-        expected = cast(Completeness, method).difference(model, batch, model.target(batch))
+        expected = cast(Completeness, method).difference(
+            model, batch, model.target(batch, at=model.task.first)
+        )
         gap = (sums - expected).abs()
         mass = torch.stack([scores.abs().sum() for scores in parts])
         allowed = COMPLETENESS * expected.abs().maximum(mass / 10)

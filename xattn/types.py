@@ -14,20 +14,24 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
 from torch import Tensor
 
 from xattn import render
-from xattn.errors import UnknownNameError
+from xattn.errors import InputError, UnknownNameError
 from xattn.render import Line, Piece
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.floating[Any]]
-Row = Mapping[str, Ints]
-"""What the model reads of one input: ``input_ids``, ``attention_mask`` and what else it takes,
-each ``[token]``."""
+Row = Mapping[str, npt.NDArray[Any]]
+"""What the model reads of one input: ``input_ids``, ``attention_mask`` and what else it takes, each
+``[token]`` of its stream; pictures as ``pixel_values``."""
 
 Quantity = Literal["logit", "log_probability", "probability"]
+Unit = Literal["token", "word", "sentence", "span"]
+Link = Literal["softmax", "sigmoid", "identity"]
+"""How outputs become probabilities: one class of several, each for itself, or not at all."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -55,18 +59,32 @@ class Encoding:
     """``[token]``: index of the word within its segment; -1 for specials."""
     segments: Ints
     """``[token]``: 0 for tokens of `text`, 1 for tokens of `pair`, -1 for specials."""
+    streams: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    """``[token]``: which sequence of the model a token stands in, increasing: 0, or 1 for what the
+    decoder of an encoder-decoder reads. All 0 if not given."""
 
     def __post_init__(self) -> None:
         count = len(self.tokens)
+        if not len(self.streams):
+            object.__setattr__(self, "streams", np.zeros(count, dtype=np.int64))
         _require(self.special.shape == (count,), f"special: {self.special.shape}, not ({count},)")
         _require(self.offsets.shape == (count, 2), f"offsets: {self.offsets.shape}")
         _require(self.words.shape == (count,), f"words: {self.words.shape}")
         _require(self.segments.shape == (count,), f"segments: {self.segments.shape}")
+        _require(self.streams.shape == (count,), f"streams: {self.streams.shape}")
         for name, values in self.row.items():
-            _require(values.shape == (count,), f"row[{name!r}]: {values.shape}, not ({count},)")
+            _require(
+                values.ndim != 1 or len(values) in self.widths,
+                f"row[{name!r}]: {values.shape}, not as long as a stream of {self.widths}",
+            )
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Tokens of each stream."""
+        return tuple(np.bincount(self.streams).tolist())
 
     @property
     def removable(self) -> Ints:
@@ -76,32 +94,80 @@ class Encoding:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Encodings collated for the model, padded on the right."""
+    """Encodings collated for the model, each stream padded on the right.
+
+    The token axis of everything that is computed for a batch holds all streams one after the other:
+    first what the encoder reads, then what the decoder reads. Most models have one stream only.
+    """
 
     encodings: tuple[Encoding, ...]
     inputs: Mapping[str, Tensor]
-    """What the model is called with; each ``[batch, token]``."""
-    special: Tensor
-    """``[batch, token]`` bool: special tokens and padding."""
+    """What the model is called with; each ``[batch, token of its stream]``."""
 
-    def __post_init__(self) -> None:
-        shape = (len(self.encodings), max(map(len, self.encodings)))
-        for name, tensor in self.inputs.items():
-            _require(tensor.shape == shape, f"{name}: {tuple(tensor.shape)}, not {shape}")
-        _require(self.special.shape == shape, f"special: {tuple(self.special.shape)}, not {shape}")
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Tokens of each stream, padding counted."""
+        return tuple(max(w) for w in zip(*(e.widths for e in self.encodings), strict=True))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(batch, token)`` over all streams, padding counted."""
+        return len(self.encodings), sum(self.widths)
+
+    @property
+    def streams(self) -> tuple[slice, ...]:
+        """Where each stream stands on the token axis."""
+        ends = np.cumsum(self.widths).tolist()
+        return tuple(slice(e - w, e) for e, w in zip(ends, self.widths, strict=True))
+
+    def columns(self, index: int) -> Ints:
+        """Return where the tokens of one encoding stand on the token axis, ``[token]``."""
+        parts = zip(self.streams, self.encodings[index].widths, strict=True)
+        return np.concatenate([np.arange(s.start, s.start + width) for s, width in parts])
+
+    @property
+    def real(self) -> Tensor:
+        """``[batch, token]`` bool: tokens, not padding."""
+        table = np.zeros(self.shape, dtype=np.bool_)
+        for i in range(len(self)):
+            table[i, self.columns(i)] = True
+        return self._tensor(table)
+
+    @property
+    def special(self) -> Tensor:
+        """``[batch, token]`` bool: special tokens and padding."""
+        table = np.ones(self.shape, dtype=np.bool_)
+        for i, encoding in enumerate(self.encodings):
+            table[i, self.columns(i)] = encoding.special
+        return self._tensor(table)
+
+    def _tensor(self, table: Bools) -> Tensor:
+        device = next(iter(self.inputs.values())).device
+        return torch.from_numpy(table).to(device)
 
     def __len__(self) -> int:
         return len(self.encodings)
 
-    @property
-    def input_ids(self) -> Tensor:
-        """Token ids, ``[batch, token]``."""
-        return self.inputs["input_ids"]
 
-    @property
-    def attention_mask(self) -> Tensor:
-        """1 for tokens, 0 for padding, ``[batch, token]``."""
-        return self.inputs["attention_mask"]
+@dataclass(frozen=True)
+class Aim:
+    """What is explained of one text: a place in the model's output and a class there.
+
+    Several places (the tokens of an answer) add up, or multiply as probabilities.
+    """
+
+    label: tuple[int, ...]
+    """The class at each place."""
+    position: tuple[int, ...]
+    """Where in the logits each place is: a token, or 0 for classifiers of whole texts."""
+    words: str
+    """What it is called, for example ``positive``."""
+    prediction: str
+    """What the model itself predicts there."""
+    probability: float | None
+    """Of that prediction, 0..1; None for regression."""
+    against: tuple[int, ...] | None = None
+    """The class that is subtracted at each place, or None."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,29 +183,66 @@ class Target:
     """
 
     label: Tensor
-    """``[batch]`` int64: the class that is explained."""
+    """``[batch]`` or ``[batch, place]`` int64: the class that is explained."""
     against: Tensor | None = None
-    """``[batch]`` int64: the class whose value is subtracted (a contrastive margin), or None."""
+    """Like `label`: the class whose value is subtracted (a contrastive margin), or None."""
     quantity: Quantity = "logit"
     """The unit of y."""
+    position: Tensor | None = None
+    """Like `label`: where in the logits each place is; None for logits ``[batch, class]``."""
+    weight: Tensor | None = None
+    """Like `label`: 1 for a place, 0 for padding of shorter answers; None for all 1."""
+    link: Link = "softmax"
 
     def __post_init__(self) -> None:
         if self.quantity not in get_args(Quantity):
             raise UnknownNameError("quantity", str(self.quantity), get_args(Quantity))
+        if self.link == "identity" and self.quantity != "logit":
+            raise InputError(
+                "the outputs of a regression are no probabilities",
+                got=f"quantity {self.quantity}",
+                expected="logit: the output itself",
+            )
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Return y ``[batch]`` from `logits` ``[batch, class]``; differentiable."""
-        values = logits if self.quantity == "logit" else logits.log_softmax(-1)
-        values = values.exp() if self.quantity == "probability" else values
-        picked = values.gather(1, self.label[:, None])[:, 0]
-        if self.against is None:
-            return picked
-        return picked - values.gather(1, self.against[:, None])[:, 0]
+        """Return y ``[batch]`` from logits ``[batch, class]`` or ``[batch, position, class]``.
+
+        Differentiable. Values of several places are summed; their probabilities are multiplied.
+        """
+        table = logits[:, None] if logits.ndim == 2 else logits
+        if self.position is not None:
+            rows = torch.arange(len(table), device=table.device)[:, None]
+            table = table[rows, self.position.view(len(table), -1)]
+        value = self._value(table, self.label)
+        return value if self.against is None else value - self._value(table, self.against)
+
+    def _value(self, table: Tensor, label: Tensor) -> Tensor:
+        """Return ``[batch]`` from the logits of every place, ``[batch, place, class]``."""
+        chosen = label.view(len(table), -1, 1)
+        if self.quantity == "logit":
+            values = table.gather(2, chosen)[..., 0]
+        elif self.link == "softmax":
+            values = table.gather(2, chosen)[..., 0] - table.logsumexp(-1)
+        else:
+            values = torch.nn.functional.logsigmoid(table.gather(2, chosen)[..., 0])
+        if self.weight is not None:
+            values = values * self.weight.view(values.shape)
+        total = values.sum(-1)
+        return total.exp() if self.quantity == "probability" else total
 
     def __getitem__(self, index: Tensor) -> Target:
         """Return the targets at `index` (an int64 or bool tensor)."""
-        against = None if self.against is None else self.against[index]
-        return replace(self, label=self.label[index], against=against)
+
+        def pick(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part[index]
+
+        return replace(
+            self,
+            label=self.label[index],
+            against=pick(self.against),
+            position=pick(self.position),
+            weight=pick(self.weight),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,9 +265,9 @@ class Attribution:
     target: str
     """The explained scalar in words, for example ``logit of positive``."""
     prediction: str
-    """The class that the model predicts."""
-    probability: float
-    """The probability of that class, 0..1."""
+    """What the model predicts."""
+    probability: float | None
+    """The probability of that, 0..1; None for regression."""
     signed: bool = True
     """Whether a negative score means "speaks against"."""
     gap: float | None = None
@@ -173,7 +276,7 @@ class Attribution:
     """Wall time of this text's share of the call."""
     forward_passes: float = 0.0
     backward_passes: float = 0.0
-    unit: Literal["token", "word", "sentence"] = "token"
+    unit: Unit = "token"
 
     def __post_init__(self) -> None:
         count = len(self.tokens)
@@ -185,9 +288,14 @@ class Attribution:
         """``[token]``: True for the tokens that the tokenizer added."""
         return self.segments < 0
 
-    def _grouped(
-        self, groups: Sequence[list[int]], unit: Literal["word", "sentence"]
-    ) -> Attribution:
+    @property
+    def verdict(self) -> str:
+        """The prediction with its probability, for example ``positive (98.1%)``."""
+        if self.probability is None:
+            return self.prediction
+        return f"{self.prediction} ({self.probability:.1%})"
+
+    def _grouped(self, groups: Sequence[list[int]], unit: Unit) -> Attribution:
         """Merge tokens into units; a unit's score is the sum of its tokens'."""
         spans, names = [], []
         for members in groups:
@@ -244,6 +352,48 @@ class Attribution:
             )
             previous = key
         return self._grouped(groups, "sentence")
+
+    def spans(self, spans: Sequence[tuple[int, int]], segment: int = 0) -> Attribution:
+        """Return the same attribution with one score a span of characters.
+
+        Tokens that touch a span are summed; those that touch none keep a score of their own.
+
+        Parameters
+        ----------
+        spans : sequence of (int, int)
+            First and one-past-last character of each, in the text (`segment` 0) or pair (1).
+        segment : {0, 1}
+
+        Raises
+        ------
+        InputError
+            For a span outside the text, without a token, or that shares a token with another.
+        """
+        source = (self.text, self.pair or "")[segment]
+        owner = np.full(len(self.tokens), -1)
+        for number, (start, end) in enumerate(spans):
+            if not 0 <= start < end <= len(source):
+                raise InputError(
+                    f"span {number}",
+                    got=f"characters {start} to {end}",
+                    expected=f"a part of the {len(source)} characters of the text",
+                )
+            touched = self.segments == segment
+            touched &= (self.offsets[:, 0] < end) & (self.offsets[:, 1] > start)
+            if not touched.any() or (owner[touched] >= 0).any():
+                raise InputError(
+                    f"span {number}, {source[start:end]!r},",
+                    got="no token" if not touched.any() else "a token of another span",
+                    expected="tokens of its own",
+                )
+            owner[touched] = number
+        groups: list[list[int]] = []
+        for i, number in enumerate(owner.tolist()):
+            if number >= 0 and groups and owner[groups[-1][0]] == number:
+                groups[-1].append(i)
+            else:
+                groups.append([i])
+        return self._grouped(groups, "span")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain Python values, ready for JSON."""
@@ -308,8 +458,7 @@ class Attribution:
         gap = "" if self.gap is None else f"; completeness gap {self.gap:+.2g}"
         return Line(
             text=(self.text, self.pair),
-            heading=f"<b>{escape(self.prediction)}</b> ({self.probability:.1%}), "
-            f"explained: {escape(self.target)}",
+            heading=f"<b>{escape(self.verdict)}</b>, explained: {escape(self.target)}",
             name=self.method,
             note=f"{dict(self.parameters)}{gap}",
             strip=render.strip(self.pieces(), self.scores),
@@ -321,21 +470,28 @@ class Attribution:
 
 @dataclass(frozen=True, eq=False)
 class AttentionMaps:
-    """The attention of one text: who looked at whom, in every layer and head."""
+    """The attention of one text in one stack: who looked at whom, in every layer and head."""
 
     tokens: tuple[str, ...]
+    """``[query]``: who looks."""
     maps: npt.NDArray[np.float32]
     """``[layer, head, query, key]``: probabilities; rows sum to 1, or less with sinks."""
     sites: tuple[str, ...]
     """``[layer]``: the module that each map was taken from."""
     readout: npt.NDArray[np.float32]
-    """``[token]``: where the prediction is read from; sums to 1."""
+    """``[query]``: where the prediction is read from; sums to 1 where the stack is read from."""
+    keys: tuple[str, ...] = ()
+    """``[key]``: who is looked at; the same tokens if not given."""
+    stack: str = "self"
+    """``self``, or ``encoder``, ``decoder`` and ``cross`` in encoder-decoders."""
 
     def __post_init__(self) -> None:
-        count = len(self.tokens)
+        if not self.keys:
+            object.__setattr__(self, "keys", self.tokens)
+        count, seen = len(self.tokens), len(self.keys)
         _require(
-            self.maps.ndim == 4 and self.maps.shape[2:] == (count, count),
-            f"maps: {self.maps.shape}, not [layer, head, {count}, {count}]",
+            self.maps.ndim == 4 and self.maps.shape[2:] == (count, seen),
+            f"maps: {self.maps.shape}, not [layer, head, {count}, {seen}]",
         )
         _require(
             len(self.sites) == len(self.maps), f"{len(self.sites)} sites, {len(self.maps)} maps"

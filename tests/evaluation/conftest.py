@@ -27,6 +27,7 @@ class ToyModel:
     """
 
     labels = ("yes", "no")
+    link = "softmax"
     budget = 256
     input_names = ("attention_mask", "input_ids")
     tokenizer = SimpleNamespace(

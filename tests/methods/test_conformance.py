@@ -64,7 +64,7 @@ def wrong(
 
 
 def ones(batch: Batch) -> Tensor:
-    return batch.attention_mask.float()
+    return batch.real.float()
 
 
 def freeze(model: Model, batch: Batch) -> Tensor:
@@ -75,7 +75,9 @@ def freeze(model: Model, batch: Batch) -> Tensor:
 BREAKS = {
     "check_finite": wrong("nan")(lambda model, batch: ones(batch) * float("nan")),
     "check_deterministic": wrong("unseeded")(lambda model, batch: torch.rand(ones(batch).shape)),
-    "check_batching": wrong("mixing")(lambda model, batch: ones(batch) * batch.input_ids.shape[1]),
+    "check_batching": wrong("mixing")(
+        lambda model, batch: ones(batch) * batch.inputs["input_ids"].shape[1]
+    ),
     "check_sign": wrong("negative", signed=False)(lambda model, batch: -ones(batch)),
     "check_model_unchanged": wrong("freezing")(freeze),
     "check_total": wrong("incomplete", total="difference")(lambda model, batch: ones(batch)),

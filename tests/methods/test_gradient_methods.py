@@ -24,7 +24,7 @@ def captum_scores(
     """Integrated gradients of the predicted class by captum, from the mask token's embedding."""
     batch = model.batch(model.encode([text]))
     label = int(model.logits(batch.inputs).argmax())
-    baseline = torch.where(batch.special, batch.input_ids, model.token_id("auto"))
+    baseline = torch.where(batch.special, batch.inputs["input_ids"], model.token_id("auto"))
     extras = {k: v for k, v in batch.inputs.items() if k in model.input_names and k != "input_ids"}
 
     def forward(ids: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def captum_scores(
 
     method = LayerIntegratedGradients(forward, model.network.get_input_embeddings())
     result = method.attribute(
-        batch.input_ids, baseline, target=label, n_steps=steps, method="gausslegendre"
+        batch.inputs["input_ids"], baseline, target=label, n_steps=steps, method="gausslegendre"
     )
     return result.sum(-1)[0].detach().double().numpy()  # type: ignore[no-any-return]
 
@@ -122,7 +122,7 @@ def test_integrated_gradients_are_exact_on_a_linear_model(tiny_of: Callable[...,
     item = xattn.explain(model, [TEXTS[0]], ["integrated_gradients:steps=1"], label=0)[0]
     batch = model.batch(model.encode([TEXTS[0]]))
     table = base.network.get_input_embeddings().weight.detach()
-    change = table[batch.input_ids[0]] - table[model.token_id("mask")]
+    change = table[batch.inputs["input_ids"][0]] - table[model.token_id("mask")]
     expected = (change * weights[: len(item.tokens)]).sum(-1) * ~batch.special[0]
     np.testing.assert_allclose(item.scores, expected.numpy(), atol=1e-5)
     assert item.gap == pytest.approx(0, abs=1e-4)

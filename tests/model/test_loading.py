@@ -62,20 +62,6 @@ def test_a_model_without_a_trained_head(tiny_of: Callable[..., Model], tmp_path:
         xattn.load(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "change", [{"num_labels": 1}, {"problem_type": "regression"},
-               {"problem_type": "multi_label_classification"}]
-)  # fmt: skip
-def test_regression_and_multi_label_models_are_refused(
-    tiny_of: Callable[..., Model], change: dict[str, object]
-) -> None:
-    model = tiny_of("bert")
-    for name, value in change.items():
-        setattr(model.network.config, name, value)
-    with pytest.raises(ModelError, match="does not choose one of several classes"):
-        Model(model.network, model.tokenizer)
-
-
 def test_a_folder_without_tokenizer(copy: Path) -> None:
     for file in copy.glob("tokenizer*"):
         file.unlink()

@@ -27,7 +27,7 @@ def test_mean_pooling_reads_from_every_token_but_padding(tiny_of: Callable[..., 
     model.network.config.classifier_pooling = "mean"
     batch = model.batch(model.encode(TEXTS))
     readout = model.trace(batch, model.target(batch)).readout
-    real = batch.attention_mask.bool()
+    real = batch.real
     assert bool((readout[real] > 0).all())
     assert bool((readout[~real] == 0).all())
     torch.testing.assert_close(readout.sum(-1), torch.ones(3))

@@ -25,7 +25,7 @@ def batch_of(model: Model) -> Batch:
 
 
 def test_backend_and_sites_are_those_of_the_family(tiny: Model) -> None:
-    backend, sites = tiny.attach()
+    backend, sites = tiny.attach().backend, tiny.attach().sites
     assert backend == ("softmax" if tiny.name in SOFTMAX_ONLY else "interface")
     assert len(sites) == 3
     assert len(set(sites)) == 3  # ALBERT calls one module three times
@@ -44,7 +44,7 @@ def test_logits_with_tap_equal_logits_without(tiny: Model) -> None:
 def test_rows_sum_to_one_and_padding_gets_nothing(tiny: Model) -> None:
     batch = batch_of(tiny)
     trace = tiny.trace(batch, tiny.target(batch))
-    real = batch.attention_mask.bool()
+    real = batch.real
     for maps in trace.maps:
         assert maps.shape[:2] == (3, 4)
         sums = maps.sum(-1).permute(0, 2, 1)[real]
@@ -64,11 +64,11 @@ def test_maps_equal_those_of_the_eager_implementation(tiny: Model) -> None:
     trace = tiny.trace(batch, tiny.target(batch))
     with torch.no_grad(), attention_implementation(tiny.network, "eager"):
         pad = tiny.network.config.pad_token_id
-        tiny.network.config.pad_token_id = int(batch.input_ids[2, -1])
+        tiny.network.config.pad_token_id = int(batch.inputs["input_ids"][2, -1])
         expected = tiny.network(**batch.inputs, output_attentions=True).attentions
         tiny.network.config.pad_token_id = pad
     assert len(expected) == len(trace.maps)
-    real = batch.attention_mask.bool()
+    real = batch.real
     for got, wanted in zip(trace.maps, expected, strict=True):
         mask = (real[:, None, :, None] & real[:, None, None, :]).expand_as(got)
         torch.testing.assert_close(got[mask], wanted[mask], atol=1e-5, rtol=1e-4)
@@ -118,7 +118,7 @@ def test_an_edit_is_applied_once_and_seen_by_recordings(tiny: Model) -> None:
 
     with tiny.edit(Edit(probabilities=halve)):
         trace = tiny.trace(batch, target)
-    assert tuple(seen) == tiny.attach()[1]
+    assert tuple(seen) == tiny.attach().sites
     sums = trace.maps[0].sum(-1)[0, 0, 0]
     assert float(sums) == pytest.approx(0.5, abs=1e-5)
 
@@ -134,7 +134,9 @@ def test_edits_nest_in_order(demo: Model) -> None:
     inner = Edit(probabilities=lambda site, p: p * 2), Edit(probabilities=keep)
     with demo.edit(Edit(probabilities=lambda site, p: p + 1)), demo.edit(*inner):
         demo.logits(batch.inputs)
-    assert float(last[0][0, 0, 0].sum()) == pytest.approx(2 * (1 + batch.input_ids.shape[1]), 1e-5)
+    assert float(last[0][0, 0, 0].sum()) == pytest.approx(
+        2 * (1 + batch.inputs["input_ids"].shape[1]), 1e-5
+    )
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -145,7 +147,7 @@ def test_everything_is_restored_after_an_exception(tiny: Model, error: type[Base
     before = state(tiny)
 
     def fail(site: Site, p: Tensor) -> Tensor:
-        if site == tiny.attach()[1][-1]:
+        if site == tiny.attach().sites[-1]:
             raise error("in the middle of a forward pass")
         return p
 
@@ -170,13 +172,6 @@ def test_a_model_without_attention_is_refused_with_a_remedy(tiny_of: Callable[..
         model.attach()
     with pytest.raises(AttentionError), model.edit(Edit()):
         pytest.fail("an edit that cannot take effect must be refused")
-
-
-def test_an_encoder_decoder_is_refused(tiny_of: Callable[..., Model]) -> None:
-    model = tiny_of("bert")
-    model.network.config.is_encoder_decoder = True
-    with pytest.raises(AttentionError, match="several stacks of attention"):
-        model.attach()
 
 
 @pytest.mark.parametrize("change", [lambda site, p: p.mean(1), lambda site, p: None])

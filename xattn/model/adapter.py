@@ -1,4 +1,4 @@
-"""The model adapter: encode, batch, score, differentiate, tap and edit one Hugging Face classifier.
+"""The model adapter: encode, batch, score, differentiate, tap and edit one Hugging Face model.
 
 Every call hands the network back as it came, also after an exception or Ctrl-C: training mode,
 gradient flags, attention implementation, hooks and configuration. Calls from several threads take
@@ -7,21 +7,25 @@ turns.
 
 from __future__ import annotations
 
-import hashlib
-import platform
+import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from xattn.errors import AttentionError, InputError, ModelError, UnknownNameError
-from xattn.model import batching, borrow, encoding
-from xattn.model.tap import BACKENDS, Edit, Site, Tap, find_backend
-from xattn.types import AttentionMaps, Batch, Encoding, Quantity, Row, Target
+from xattn.model import batching, borrow, encoding, prompts, provenance
+from xattn.model.tap import BACKENDS, Attached, Edit, Site, Tap, find_backend
+from xattn.model.tasks import Question, Task, get_task, task_of
+from xattn.model.trace import Link, Trace, chain, readouts
+from xattn.types import Aim, AttentionMaps, Batch, Encoding, Quantity, Row, Target
+from xattn.types import Link as OutputLink
 
 
 @dataclass
@@ -36,36 +40,20 @@ class Passes:
         return Passes(self.forward, self.backward)
 
 
-@dataclass(frozen=True, eq=False)
-class Trace:
-    """What one forward pass (and one backward pass) left behind.
-
-    Maps and gradients are kept as they came, one tensor a site, in the order of computation.
-    """
-
-    score: Tensor
-    """``[batch]``: the target."""
-    sites: tuple[Site, ...]
-    maps: tuple[Tensor, ...]
-    """Per site ``[batch, head, query, key]``, or what `reduce` made of it."""
-    gradients: tuple[Tensor, ...]
-    """Per site the derivative of the target by the map, same shape; empty if not asked for."""
-    readout: Tensor
-    """``[batch, token]``: where the prediction is read from; rows sum to 1, 0 at padding."""
-
-
 def _identity(maps: Tensor) -> Tensor:
     return maps
 
 
 class Model:
-    """A sequence classifier with its tokenizer.
+    """A network with its tokenizer and its task.
 
     Parameters
     ----------
     network : transformers.PreTrainedModel
-        A sequence classifier of any architecture.
-    tokenizer : transformers.PreTrainedTokenizerFast
+        Of any architecture.
+    tokenizer : transformers.PreTrainedTokenizerBase
+    task : str, optional
+        One of `xattn.model.tasks.TASKS`; by default what the network's class was made for.
     name : str
         What it is called in results.
     revision : str, optional
@@ -79,25 +67,18 @@ class Model:
         network: Any,
         tokenizer: Any,
         *,
+        task: str | None = None,
         name: str = "",
         revision: str | None = None,
         budget: int = 2048,
     ) -> None:
         self.network, self.tokenizer = network, tokenizer
+        self.task: Task = task_of(type(network).__name__) if task is None else get_task(task)
         self.name = name or type(network).__name__
         self.revision = revision
         self.passes = Passes()
-        count = int(network.config.num_labels)
-        problem = network.config.problem_type
-        if count < 2 or problem in ("regression", "multi_label_classification"):
-            raise ModelError(
-                f"{self.name} does not choose one of several classes",
-                got=f"{count} outputs, problem type {problem}",
-                expected="a classifier with two classes or more",
-                remedy="name another model: regression and multi-label models are not served yet",
-            )
-        named = network.config.id2label or {}
-        self.labels = tuple(str(named.get(i, i)) for i in range(count))
+        self.labels = self._class_names()
+        """The classes by number; empty where they are the tokens of the vocabulary."""
         self.limit = encoding.token_limit(network, tokenizer)
         self.input_names = encoding.input_names(network, tokenizer)
         # A network that takes no mask (FNet) would read padding: its texts run one by one.
@@ -105,12 +86,19 @@ class Model:
         # The model's own padding id counts, not the tokenizer's: decoder heads look for it.
         self._pad_id: int | None = network.config.get_text_config().pad_token_id
         self._edits: tuple[Edit, ...] = ()
-        self._verified: tuple[str, tuple[Site, ...]] | None = None
+        self._attached: Attached | None = None
+        self._links: tuple[Link, ...] = ()
         self._lock = threading.RLock()
+
+    def _class_names(self) -> tuple[str, ...]:
+        if self.task.name in ("answer", "fill", "generate"):
+            return ()
+        named = self.network.config.id2label or {}
+        return tuple(str(named.get(i, i)) for i in range(int(self.network.config.num_labels)))
 
     def __repr__(self) -> str:
         return (
-            f"Model({self.name!r}, {type(self.network).__name__}, {len(self.labels)} classes, "
+            f"Model({self.name!r}, {type(self.network).__name__}, task {self.task.name}, "
             f"{self.dtype}, {self.device})"
         )
 
@@ -124,15 +112,39 @@ class Model:
         """Floating-point type of the parameters."""
         return self.network.dtype  # type: ignore[no-any-return]
 
+    @property
+    def link(self) -> OutputLink:
+        """How the outputs become probabilities."""
+        problem = getattr(self.network.config, "problem_type", None)
+        if problem == "multi_label_classification" and self.labels:
+            return "sigmoid"
+        regression = problem == "regression" or (problem is None and len(self.labels) == 1)
+        return "identity" if regression and self.labels else "softmax"
+
+    @property
+    def paired(self) -> bool:
+        """Whether the model is an encoder-decoder that writes: two streams of tokens."""
+        return self.task.name == "generate" and bool(self.network.config.is_encoder_decoder)
+
     # ------------------------------------------------------------------ texts
 
     def encode(
-        self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, truncate: bool = False
+        self,
+        texts: Sequence[str | prompts.Chat],
+        pairs: Sequence[str] | None = None,
+        *,
+        truncate: bool = False,
     ) -> list[Encoding]:
-        """Encode texts, or pairs of texts; see `xattn.model.encoding.encode`."""
-        encodings = encoding.encode(
-            self.tokenizer, texts, pairs, limit=self.limit, truncate=truncate
-        )
+        """Encode texts, or pairs of texts; see `xattn.model.encoding.encode`.
+
+        For models that generate, the pair of a text is its continuation, and a text may be a chat:
+        a list of messages with ``role`` and ``content``; see `xattn.model.prompts`.
+        """
+        options: dict[str, Any] = {"limit": self.limit, "truncate": truncate}
+        if self.task.name == "generate":
+            encodings = prompts.encode(self.network, self.tokenizer, texts, pairs, **options)
+        else:
+            encodings = encoding.encode(self.tokenizer, texts, pairs, **options)  # type: ignore[arg-type]
         rows = self.network.get_input_embeddings().num_embeddings
         largest = max((int(e.row["input_ids"].max()) for e in encodings), default=0)
         if largest >= rows:
@@ -145,13 +157,8 @@ class Model:
         return encodings
 
     def batch(self, encodings: Sequence[Encoding]) -> Batch:
-        """Collate encodings on the model's device, padded on the right."""
-        encodings = tuple(encodings)
-        inputs = self.collate([e.row for e in encodings])
-        special = torch.ones_like(inputs["attention_mask"], dtype=torch.bool)
-        for i, e in enumerate(encodings):
-            special[i, : len(e)] = torch.from_numpy(e.special)
-        return Batch(encodings, inputs, special)
+        """Collate encodings on the model's device, each stream padded on the right."""
+        return Batch(tuple(encodings), self.collate([e.row for e in encodings]))
 
     def batches(self, encodings: Sequence[Encoding]) -> Iterator[tuple[list[int], Batch]]:
         """Yield positions and batches of similar length under the token budget."""
@@ -170,7 +177,63 @@ class Model:
         """Return the id of the tokenizer's ``mask``, ``pad``, ``unk`` ... token, or of ``auto``."""
         return encoding.token_id(self.tokenizer, kind)
 
+    def generate(
+        self, encodings: Sequence[Encoding], max_new_tokens: int = 16, **options: Any
+    ) -> list[Encoding]:
+        """Let the model continue each text. Open edits act on every step."""
+        raise NotImplementedError
+
     # ---------------------------------------------------------------- targets
+
+    def aims(
+        self,
+        encodings: Sequence[Encoding],
+        label: str | int | None = None,
+        against: str | int | None = None,
+        at: str | int | None = None,
+    ) -> list[list[Aim]]:
+        """Return what a question means in each text: one scalar of the output, or several.
+
+        Parameters
+        ----------
+        encodings : sequence of Encoding
+        label : str or int, optional
+            A class or token of the vocabulary by name or number, ``each`` for all classes; what the
+            model predicts by default.
+        against : str or int, optional
+            A class or token to subtract: explain why `label` rather than `against`. Texts that
+            predict `against` themselves would have a margin of zero and are refused.
+        at : str or int, optional
+            Where the prediction is read: a word for token classification, ``start``, ``end`` or
+            ``span`` for answers, ``next``, ``each``, ``whole`` or a number for continuations.
+
+        Raises
+        ------
+        InputError
+            For a class, token or place that the model or the text does not have.
+        """
+        found: dict[int, list[Aim]] = {}
+        for positions, batch in self.batches(encodings):
+            aims = self._aims(batch, Question(label, against, at))
+            found.update(zip(positions, aims, strict=True))
+        return [found[i] for i in range(len(encodings))]
+
+    def _aims(
+        self, batch: Batch, question: Question, logits: Tensor | None = None
+    ) -> list[list[Aim]]:
+        asked = [self.task.positions(self, e, question) for e in batch.encodings]
+        keep: list[int] | None = None
+        if logits is None:
+            if all(positions is not None for positions in asked):
+                keep = sorted({p for positions in asked for p in positions or ()})
+            logits = self.logits(batch.inputs, keep)
+        table = logits[:, None] if logits.ndim == 2 else logits
+        place = {p: i for i, p in enumerate(range(table.shape[1]) if keep is None else keep)}
+
+        def aims(index: int, encoding: Encoding) -> list[Aim]:
+            return list(self.task.aims(self, encoding, lambda p: table[index, place[p]], question))
+
+        return [aims(i, e) for i, e in enumerate(batch.encodings)]
 
     def target(
         self,
@@ -179,72 +242,116 @@ class Model:
         against: str | int | None = None,
         quantity: Quantity = "logit",
         *,
+        at: str | int | None = None,
         logits: Tensor | None = None,
     ) -> Target:
-        """Return what is explained: by default the logit of the predicted class.
+        """Return what is explained: by default the logit of the prediction.
 
         Parameters
         ----------
         batch : Batch
-        label : str or int, optional
-            A class by name or number; the predicted class of each example by default.
-        against : str or int, optional
-            A class to subtract: explain why `label` rather than `against`. Examples that predict
-            `against` themselves would have a margin of zero and are refused.
+        label, against, at
+            As in `aims`; they must mean one thing in each text.
         quantity : {"logit", "log_probability", "probability"}
         logits : Tensor, optional
-            ``[batch, class]``, where they are known already.
+            All logits of the batch, where they are known already.
         """
-        if label is None:
-            labels = (self.logits(batch.inputs) if logits is None else logits).argmax(-1)
-        else:
-            labels = torch.full((len(batch),), self.label_id(label), device=self.device)
-        other = None
-        if against is not None:
-            other = torch.full_like(labels, self.label_id(against))
-            if bool((other == labels).any()):
-                raise InputError(
-                    "a margin needs two classes",
-                    got=f"{self.labels[int(other[0])]!r} against itself",
-                    remedy="name another class with label (--label)",
-                )
-        return Target(labels, other, quantity)
+        aims = self._aims(batch, Question(label, against, at), logits)
+        if any(len(several) != 1 for several in aims):
+            raise InputError(
+                "one target a text",
+                got=f"{max(map(len, aims))}",
+                remedy="say where (at) and which (label), or use explain, which takes them all",
+            )
+        return self.target_of([aim for (aim,) in aims], quantity)
+
+    def target_of(self, aims: Sequence[Aim], quantity: Quantity = "logit") -> Target:
+        """Return the target of a batch whose texts have these aims."""
+        width = max(len(aim.label) for aim in aims)
+        if width == 1 and len({aim.against is None for aim in aims}) == 1:
+            places = torch.tensor([aim.position[0] for aim in aims], device=self.device)
+            labels = torch.tensor([aim.label[0] for aim in aims], device=self.device)
+            others = [aim.against[0] for aim in aims if aim.against is not None]
+            return Target(
+                label=labels,
+                against=torch.tensor(others, device=self.device) if others else None,
+                quantity=quantity,
+                position=None if self.task.name in ("classify", "image") else places,
+                link=self.link,
+            )
+
+        def table(parts: Sequence[Sequence[int]]) -> Tensor:
+            filled = [[*part, *[0] * (width - len(part))] for part in parts]
+            return torch.tensor(filled, device=self.device)
+
+        return Target(
+            label=table([aim.label for aim in aims]),
+            quantity=quantity,
+            position=table([aim.position for aim in aims]),
+            weight=table([[1] * len(aim.label) for aim in aims]),
+            link=self.link,
+        )
+
+    def class_name(self, number: int) -> str:
+        """Return the name of a class, or the text of a token of the vocabulary."""
+        if self.labels:
+            return self.labels[number]
+        return str(self.tokenizer.decode([number])) or self.tokenizer.convert_ids_to_tokens(number)
 
     def label_id(self, label: str | int) -> int:
-        """Return the number of a class given by name or number."""
+        """Return the number of a class, or of a token of the vocabulary, by name or number."""
+        if not self.labels:
+            rows = self.network.get_input_embeddings().num_embeddings
+            return encoding.vocabulary_id(self.tokenizer, label, rows)
         if isinstance(label, str) and label in self.labels:
             return self.labels.index(label)
         if str(label).isdecimal() and int(label) < len(self.labels):
             return int(label)
         raise UnknownNameError("class", str(label), self.labels)
 
+    @property
+    def mask_id(self) -> int:
+        """The id of the mask token; -1 if there is none."""
+        number = self.tokenizer.mask_token_id
+        return -1 if number is None else int(number)
+
     # ---------------------------------------------------------- forward passes
 
-    def logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Return ``[batch, class]`` float32, without gradients."""
-        with torch.no_grad(), self._borrowed(inputs):
-            return self._forward(inputs)
+    def logits(self, inputs: Mapping[str, Tensor], keep: Sequence[int] | None = None) -> Tensor:
+        """Return ``[batch, class]`` or ``[batch, position, class]`` float32, without gradients.
 
-    def _forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        output = self.network(**{name: inputs[name] for name in self.input_names})
-        logits: Tensor | None = getattr(output, "logits", None)
-        if logits is None or logits.ndim != 2:
-            raise ModelError(
-                "the model is not a sequence classifier",
-                got=f"{type(self.network).__name__} with output "
-                + ("without logits" if logits is None else f"of shape {list(logits.shape)}"),
-                expected="logits [batch, class]",
-                remedy="load it with AutoModelForSequenceClassification",
-            )
+        With `keep`, only these positions, in this order.
+        """
+        chosen = None if keep is None else torch.tensor(keep, device=self.device)
+        with torch.no_grad(), self._borrowed(inputs):
+            return self._forward(inputs, chosen)
+
+    def _forward(self, inputs: Mapping[str, Tensor], keep: Tensor | None = None) -> Tensor:
+        given = {name: inputs[name] for name in self.input_names if name in inputs}
+        if keep is not None and self._selects:
+            given["logits_to_keep"] = keep
+        logits = self.task.logits(self.network(**given), keep, inputs)
         self.passes.forward += len(logits)
         if not bool(logits.isfinite().all()):
-            bad = int((~logits.isfinite().all(-1)).nonzero()[0])
+            bad = int((~logits.flatten(1).isfinite().all(-1)).nonzero()[0])
             raise ModelError(
                 f"the model's logits are not finite at input {bad} of the batch",
-                got=str(logits[bad].tolist()),
+                got=str(logits[bad].flatten()[:8].tolist()),
                 remedy="check the weights, or use --dtype float32",
             )
         return logits.float()
+
+    @cached_property
+    def _selects(self) -> bool:
+        """Whether the network can leave out logits: vocabularies are large."""
+        return "logits_to_keep" in inspect.signature(self.network.forward).parameters
+
+    def _value(self, inputs: Mapping[str, Tensor], target: Target) -> Tensor:
+        """Return the target ``[batch]`` of one forward pass."""
+        if target.position is None:
+            return target(self._forward(inputs))
+        keep, place = torch.unique(target.position, return_inverse=True)
+        return replace(target, position=place)(self._forward(inputs, keep))
 
     def _backward(self, score: Tensor, sources: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return the derivative of each example's score by each source."""
@@ -260,8 +367,8 @@ class Model:
             stack.enter_context(borrow.frozen(self.network))
             stack.enter_context(borrow.padding_named(self.network, inputs))
             if edits:
-                backend, _ = self.attach()
-                stack.enter_context(BACKENDS[backend](self.network, Tap(self.network, edits)))
+                backend = BACKENDS[self.attach().backend]
+                stack.enter_context(backend(self.network, Tap(self.network, edits)))
             yield
 
     # ---------------------------------------------------------------- attention
@@ -300,70 +407,97 @@ class Model:
         if gradients and reduce is not _identity:
             raise ValueError("gradients are taken of whole maps: do not reduce them")
         with self._lock:
-            _, known = self.attach()
-            sites: list[Site] = []
-            maps: list[Tensor] = []
+            links = self.links()
+            sizes = {
+                link.site: (batch.widths[link.queries], batch.widths[link.keys]) for link in links
+            }
+            maps: dict[Site, Tensor] = {}
 
             def record(site: Site, probabilities: Tensor) -> Tensor:
+                if site not in sizes:  # off the chain
+                    return probabilities
                 if gradients and not probabilities.requires_grad:
                     # frozen parameters: the first map depends on nothing that has a gradient
                     probabilities = probabilities.detach().requires_grad_()
-                size = batch.input_ids.shape[1]
-                if probabilities.shape[-2:] != (size, size):
-                    raise AttentionError(
-                        f"the attention at {site} is not between the tokens of the text",
-                        got=str(list(probabilities.shape)),
-                        expected=f"[batch, head, {size}, {size}]",
-                        remedy="use a method that does not need attention",
-                    )
-                sites.append(site)
-                maps.append(reduce(probabilities))
+                if probabilities.shape[-2:] != sizes[site]:
+                    raise _not_between_tokens(site, probabilities, sizes[site])
+                maps[site] = reduce(probabilities)
                 return probabilities
 
             with ExitStack() as stack:
                 stack.enter_context(torch.enable_grad())
                 stack.enter_context(self._borrowed(batch.inputs, Edit(probabilities=record)))
-                last = stack.enter_context(borrow.output_of(self.network, known[-1]))
-                score = target(self._forward(batch.inputs))
-                if last[0].shape[:2] != batch.input_ids.shape:
-                    raise AttentionError(
-                        f"the output of {known[-1]} is not laid out by text and token",
-                        got=str(list(last[0].shape)),
-                        expected=f"[batch, token, hidden], beginning {[*batch.input_ids.shape]}",
-                        remedy="use a method that does not need attention",
-                    )
-                sources = [*(maps if gradients else ()), last[0]]
+                last = {
+                    link: stack.enter_context(borrow.output_of(self.network, link.site))
+                    for link in readouts(links)
+                }
+                score = self._value(batch.inputs, target)
+                kept = [maps[link.site] for link in links]
+                sources = [*(kept if gradients else ()), *(held[0] for held in last.values())]
                 derivatives = self._backward(score, sources)
-        strength = derivatives[-1].float().norm(dim=-1) * batch.attention_mask
+        return Trace(
+            score=score.detach(),
+            links=links,
+            streams=batch.streams,
+            maps=tuple(m.detach() for m in kept),
+            gradients=derivatives[: len(kept)] if gradients else (),
+            readout=self._readout(batch, dict(zip(last, derivatives[-len(last) :], strict=True))),
+        )
+
+    def _readout(self, batch: Batch, gradients: Mapping[Link, Tensor]) -> Tensor:
+        """Return the normalised strength ``[batch, token]`` of gradients by the last outputs."""
+        strength = torch.zeros(batch.shape, device=self.device)
+        for link, gradient in gradients.items():
+            count, width = len(batch), batch.widths[link.queries]
+            if gradient.shape[:2] == (width, count) != (count, width):
+                gradient = gradient.transpose(0, 1)  # laid out by token and text
+            if gradient.ndim != 3 or gradient.shape[:2] != (count, width):
+                raise AttentionError(
+                    f"the output of {link.site} is not laid out by text and token",
+                    got=str(list(gradient.shape)),
+                    expected=f"[batch, token, hidden], beginning {[count, width]}",
+                    remedy="use a method that does not need attention",
+                )
+            strength[:, batch.streams[link.queries]] = gradient.float().norm(dim=-1)
+        strength = strength * batch.real
         total = strength.sum(-1, keepdim=True)
         if bool((total == 0).any()):
             raise AttentionError(
                 "the prediction does not depend on the last attention layer",
-                got=f"a zero gradient at {known[-1]}",
+                got="a zero gradient at " + ", ".join(str(link.site) for link in gradients),
                 remedy="a probability near 0 or 1 has none: explain the logit (--quantity logit)",
             )
-        return Trace(
-            score=score.detach(),
-            sites=tuple(sites),
-            maps=tuple(m.detach() for m in maps),
-            gradients=derivatives[:-1],
-            readout=strength / total,
-        )
+        return strength / total
 
-    def attention(self, encodings: Sequence[Encoding]) -> list[AttentionMaps]:
-        """Return the attention maps of each text, for its predicted class."""
+    def attention(
+        self, encodings: Sequence[Encoding], stack: str | None = None
+    ) -> list[AttentionMaps]:
+        """Return the attention maps of each text, for its predicted class or next token.
+
+        Parameters
+        ----------
+        encodings : sequence of Encoding
+        stack : str, optional
+            ``encoder``, ``decoder`` or ``cross`` in encoder-decoders, the first by default.
+
+        Raises
+        ------
+        AttentionError
+            If the model's attention cannot be reached, or the layers have different numbers of
+            heads.
+        UnknownNameError
+            For a stack that the model does not have.
+        """
         results: dict[int, AttentionMaps] = {}
         for positions, batch in self.batches(encodings):
-            trace = self.trace(batch, self.target(batch))
+            aims = self._aims(batch, Question(at=self.task.first))
+            trace = self.trace(batch, self.target_of([several[0] for several in aims]))
+            stacks = trace.layers()
+            chosen = next(iter(stacks)) if stack is None else stack
+            if chosen not in stacks:
+                raise UnknownNameError("stack", chosen, tuple(stacks))
             for i, position in enumerate(positions):
-                count = len(batch.encodings[i])
-                stacked = torch.stack([m[i, :, :count, :count].float() for m in trace.maps])
-                results[position] = AttentionMaps(
-                    tokens=batch.encodings[i].tokens,
-                    maps=stacked.cpu().numpy(),
-                    sites=tuple(map(str, trace.sites)),
-                    readout=trace.readout[i, :count].cpu().numpy(),
-                )
+                results[position] = _maps_of(trace, batch, i, chosen, stacks[chosen])
         return [results[i] for i in range(len(encodings))]
 
     @contextmanager
@@ -386,7 +520,7 @@ class Model:
             finally:
                 self._edits = before
 
-    def attach(self) -> tuple[str, tuple[Site, ...]]:
+    def attach(self) -> Attached:
         """Return a backend that was seen to leave the logits alone, and the sites it reaches.
 
         Verified once per model on two texts of different lengths, so that padding is tried too.
@@ -397,34 +531,95 @@ class Model:
             If there is no attention, or no backend reproduces the logits.
         """
         with self._lock:
-            if self._verified is None:
-                self._verified = self._find_backend()
-            return self._verified
+            if self._attached is None:
+                probe = self.batch(prompts.probe(self))
 
-    def _find_backend(self) -> tuple[str, tuple[Site, ...]]:
-        if self.network.config.is_encoder_decoder:
+                # what is computed at padding is nobody's business, and differs between backends
+                real = probe.real[:, probe.streams[-1]]
+
+                def forward() -> Tensor:
+                    with torch.no_grad(), self._borrowed(probe.inputs):
+                        logits = self._forward(probe.inputs)
+                    return logits[real] if logits.shape[:2] == real.shape else logits
+
+                attached = find_backend(self.network, forward)
+                self._links = chain(attached.sites, attached.shapes, probe.widths)
+                self._attached = attached
+            return self._attached
+
+    def links(self) -> tuple[Link, ...]:
+        """Return the attention sites between tokens, in the order of computation.
+
+        Raises
+        ------
+        AttentionError
+            If there are none.
+        """
+        attached = self.attach()
+        if not self._links:
             raise AttentionError(
-                f"{type(self.network).__name__} has several stacks of attention, which no method "
-                "here puts together yet",
-                got="an encoder-decoder",
-                expected="an encoder or a decoder",
-                remedy="use a method that does not need attention",
+                f"the attention of {type(self.network).__name__} is not between its tokens",
+                got=f"heads, queries, keys {attached.shapes[0]} at {attached.sites[0]}",
+                expected="as many queries and keys as tokens",
+                remedy="use a method that does not need attention, such as integrated_gradients",
             )
-        probe = self.batch(self.encode(["a b c d e f g h", "a b c"]))
-
-        def forward() -> Tensor:
-            with torch.no_grad(), self._borrowed(probe.inputs):
-                return self._forward(probe.inputs)
-
-        return find_backend(self.network, forward)
+        if self.network.config.is_encoder_decoder and not self.paired:
+            raise AttentionError(
+                f"{type(self.network).__name__} reads each text twice, in its encoder and its "
+                "decoder: its attention is no chain over one sequence",
+                remedy="compare what removing tokens does instead",
+            )
+        return self._links
 
     # ---------------------------------------------------------------- embeddings
 
-    def embeddings(self, input_ids: Tensor) -> Tensor:
-        """Return the token embeddings ``[batch, token, hidden]`` of ids ``[batch, token]``."""
+    def _tables(self) -> list[tuple[nn.Module, str]]:
+        """Return the embedding table of each stream, and the name of the ids that it looks up."""
+        if not self.paired:
+            return [(self.network.get_input_embeddings(), "input_ids")]
+        # some encoder-decoders never ask the table that the network itself names
+        return [
+            (self.network.get_encoder().get_input_embeddings(), "input_ids"),
+            (self.network.get_decoder().get_input_embeddings(), "decoder_input_ids"),
+        ]
+
+    def embeddings(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return the token embeddings ``[batch, token, hidden]`` of all streams."""
         with torch.no_grad(), self._lock:
-            table: Tensor = self.network.get_input_embeddings()(input_ids)
-            return table.detach()
+            return torch.cat([table(inputs[ids]) for table, ids in self._tables()], dim=1).detach()
+
+    def baseline(self, batch: Batch, kind: str) -> Tensor:
+        """Return embeddings without the text: special tokens stay, all others are replaced.
+
+        Parameters
+        ----------
+        batch : Batch
+        kind : str
+            A token of the tokenizer as in `token_id`, or ``zero`` for a vector of zeros.
+
+        Returns
+        -------
+        Tensor
+            ``[batch, token, hidden]``.
+        """
+        actual = self.embeddings(batch.inputs)
+        if kind == "zero":
+            replaced = torch.zeros_like(actual)
+        else:
+            token = self.token_id(kind)
+            replaced = self.embeddings(
+                {ids: torch.full_like(batch.inputs[ids], token) for _, ids in self._tables()}
+            )
+        return torch.where(batch.special[:, :, None], actual, replaced)
+
+    def _embedded(
+        self, inputs: Mapping[str, Tensor], embeddings: Tensor
+    ) -> AbstractContextManager[None]:
+        """Return a context in which the tables return `embeddings` of all streams."""
+        parts = torch.split(embeddings, [inputs[ids].shape[1] for _, ids in self._tables()], dim=1)
+        return borrow.embedded(
+            [(table, part) for (table, _), part in zip(self._tables(), parts, strict=True)]
+        )
 
     def embedding_gradient(
         self, inputs: Mapping[str, Tensor], embeddings: Tensor, target: Target
@@ -438,7 +633,7 @@ class Model:
         inputs : mapping
             As in `Batch.inputs`.
         embeddings : Tensor
-            ``[batch, token, hidden]``: what the embedding table shall return.
+            ``[batch, token, hidden]``: what the embedding tables shall return.
         target : Target
 
         Returns
@@ -449,8 +644,8 @@ class Model:
             ``[batch, token, hidden]``.
         """
         leaf = embeddings.detach().requires_grad_()
-        with torch.enable_grad(), self._borrowed(inputs), borrow.embedded(self.network, leaf):
-            score = target(self._forward(inputs))
+        with torch.enable_grad(), self._borrowed(inputs), self._embedded(inputs, leaf):
+            score = self._value(inputs, target)
             (gradient,) = self._backward(score, [leaf])
         return score.detach(), gradient
 
@@ -458,9 +653,9 @@ class Model:
         self, inputs: Mapping[str, Tensor], target: Target, embeddings: Tensor | None = None
     ) -> Tensor:
         """Return the target ``[batch]``, optionally with other token embeddings."""
-        swap = nullcontext() if embeddings is None else borrow.embedded(self.network, embeddings)
+        swap = nullcontext() if embeddings is None else self._embedded(inputs, embeddings)
         with torch.no_grad(), self._borrowed(inputs), swap:
-            return target(self._forward(inputs))
+            return self._value(inputs, target)
 
     # ---------------------------------------------------------------- provenance
 
@@ -469,19 +664,44 @@ class Model:
         return {
             "model": self.name,
             "revision": self.revision,
-            "weights": self._fingerprint(),
-            "architecture": type(self.network).__name__,
-            "parameters": sum(p.numel() for p in self.network.parameters()),
-            "device": str(self.device),
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "threads": torch.get_num_threads(),
-            "platform": platform.platform(),
+            "task": self.task.name,
+            **provenance.circumstances(self.network),
         }
 
-    def _fingerprint(self) -> str:
-        """Return the SHA-256 of all parameters: two models of one name may differ."""
-        digest = hashlib.sha256()
-        for name, parameter in self.network.named_parameters():
-            digest.update(name.encode())
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+
+def _not_between_tokens(site: Site, maps: Tensor, size: tuple[int, int]) -> AttentionError:
+    return AttentionError(
+        f"the attention at {site} is not between the tokens of the text",
+        got=str(list(maps.shape)),
+        expected=f"[batch, head, {size[0]}, {size[1]}]",
+        remedy="use a method that does not need attention",
+    )
+
+
+def _maps_of(
+    trace: Trace, batch: Batch, index: int, stack: str, layers: Sequence[int]
+) -> AttentionMaps:
+    """Cut the maps of one text in one stack out of a batch."""
+    link = trace.links[layers[0]]
+    encoding = batch.encodings[index]
+    rows, columns = encoding.widths[link.queries], encoding.widths[link.keys]
+    heads = {trace.maps[layer].shape[1] for layer in layers}
+    if len(heads) > 1:
+        raise AttentionError(
+            f"the layers of {stack} attention have different numbers of heads",
+            got=", ".join(map(str, sorted(heads))),
+            remedy="record single layers with Model.trace",
+        )
+    stacked = torch.stack(
+        [trace.maps[layer][index, :, :rows, :columns].float() for layer in layers]
+    )
+    tokens = np.array(encoding.tokens, dtype=object)
+    readout = trace.readout[index, batch.streams[link.queries]][:rows]
+    return AttentionMaps(
+        tokens=tuple(tokens[encoding.streams == link.queries]),
+        maps=stacked.cpu().numpy(),
+        sites=tuple(str(trace.links[layer].site) for layer in layers),
+        readout=readout.cpu().numpy(),
+        keys=tuple(tokens[encoding.streams == link.keys]),
+        stack=stack,
+    )

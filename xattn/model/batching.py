@@ -48,22 +48,27 @@ def pad(rows: Sequence[Row], pad_id: int, device: torch.device) -> Mapping[str, 
     Parameters
     ----------
     rows : sequence of Row
-        Each with the same keys, arrays ``[token]``.
+        Each with the same keys. Arrays ``[token]`` of one name may differ in length; all others
+        (pictures) have one shape.
     pad_id : int
-        What ``input_ids`` are filled with; everything else is filled with 0.
+        What ``input_ids`` and ``decoder_input_ids`` are filled with; everything else with 0.
     device : torch.device
 
     Returns
     -------
     mapping of str to Tensor
-        Each ``[batch, token]`` int64.
+        Each ``[batch, token]``, or ``[batch, ...]``.
     """
-    width = max(len(row["input_ids"]) for row in rows)
     stacked = {}
-    for name in rows[0]:
-        fill = pad_id if name == "input_ids" else 0
-        table = np.full((len(rows), width), fill, dtype=np.int64)
-        for i, row in enumerate(rows):
-            table[i, : len(row[name])] = row[name]
+    for name, first in rows[0].items():
+        arrays = [row[name] for row in rows]
+        if first.ndim == 1:
+            width = max(map(len, arrays))
+            fill = pad_id if name.endswith("input_ids") else 0
+            table = np.full((len(rows), width), fill, dtype=first.dtype)
+            for i, array in enumerate(arrays):
+                table[i, : len(array)] = array
+        else:
+            table = np.stack(arrays)
         stacked[name] = torch.from_numpy(table).to(device)
     return stacked

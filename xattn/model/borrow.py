@@ -5,7 +5,7 @@ Also after an exception or Ctrl-C.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,7 +41,7 @@ def padding_named(network: Any, inputs: Mapping[str, Tensor]) -> Iterator[None]:
     configuration names no padding token.
     """
     config = network.config.get_text_config()
-    if config.pad_token_id is not None:
+    if config.pad_token_id is not None or "attention_mask" not in inputs:
         yield
         return
     # Padding is on the right. A zero elsewhere in the mask hides a token that is really there.
@@ -84,30 +84,43 @@ def output_of(network: nn.Module, site: Site) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def embedded(network: Any, embeddings: Tensor) -> Iterator[None]:
-    """Make the embedding table return `embeddings`, for one forward pass.
+def embedded(tables: Sequence[tuple[nn.Module, Tensor]]) -> Iterator[None]:
+    """Make embedding tables return given embeddings, for one forward pass.
+
+    Parameters
+    ----------
+    tables : sequence of (Module, Tensor)
+        In the order in which the network asks them; one table may serve encoder and decoder.
 
     Raises
     ------
     ModelError
-        If the network did not ask its table exactly once.
+        If the network did not ask each table exactly once.
     """
-    asked = 0
+    waiting: dict[nn.Module, list[Tensor]] = {}
+    for table, embeddings in tables:
+        waiting.setdefault(table, []).append(embeddings)
+    surplus = 0
 
     def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        nonlocal asked
-        asked += 1
-        return embeddings.to(output.dtype).clone()  # a clone: models may write into it
+        nonlocal surplus
+        if not waiting[module]:
+            surplus += 1
+            return output
+        # a clone: models may write into it
+        return waiting[module].pop(0).to(output.dtype).clone()
 
-    handle = network.get_input_embeddings().register_forward_hook(hook)
+    handles = [table.register_forward_hook(hook) for table in waiting]
     try:
         yield
     finally:
-        handle.remove()
-    if asked != 1:
+        for handle in handles:
+            handle.remove()
+    left = sum(map(len, waiting.values()))
+    if surplus or left:
         raise ModelError(
             "the model does not read its tokens through its embedding table",
-            got=f"{asked} look-ups in one forward pass",
-            expected="1",
+            got=f"{len(tables) + surplus - left} look-ups in one forward pass",
+            expected=str(len(tables)),
             remedy="use a method that does not need gradients of embeddings",
         )

@@ -61,6 +61,38 @@ def token_id(tokenizer: Any, kind: str) -> int:
     return have[kind]
 
 
+def vocabulary_id(tokenizer: Any, label: str | int, rows: int) -> int:
+    """Return the id of a token of the vocabulary, given by its text or number.
+
+    The text counts as it stands: tokenizers of bytes tell "cat" from " cat".
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+    label : str or int
+    rows : int
+        Size of the vocabulary.
+
+    Raises
+    ------
+    InputError
+        If it is no token, or several.
+    """
+    if isinstance(label, int):
+        if not 0 <= label < rows:
+            raise InputError("token number", got=str(label), expected=f"0 to {rows - 1}")
+        return label
+    ids: list[int] = tokenizer(label, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1:
+        pieces = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(ids)))
+        raise InputError(
+            "the label is not one token of the vocabulary",
+            got=f"{label!r}, which is {pieces or 'nothing'}",
+            remedy="name one token; a leading space may belong to it",
+        )
+    return ids[0]
+
+
 def input_names(network: nn.Module, tokenizer: Any) -> tuple[str, ...]:
     """Return what the tokenizer offers and the network's ``forward`` names, sorted.
 
@@ -68,6 +100,7 @@ def input_names(network: nn.Module, tokenizer: Any) -> tuple[str, ...]:
     """
     named = inspect.signature(network.forward).parameters
     offered = {"input_ids", "attention_mask", *tokenizer.model_input_names}
+    offered |= {"decoder_input_ids", "decoder_attention_mask"}
     return tuple(sorted(offered & set(named)))
 
 
@@ -78,6 +111,7 @@ def encode(
     *,
     limit: int | None,
     truncate: bool,
+    special_tokens: bool = True,
 ) -> list[Encoding]:
     """Encode texts or pairs of texts, each without padding.
 
@@ -92,6 +126,8 @@ def encode(
         The largest number of tokens.
     truncate : bool
         Cut what is over the limit instead of refusing it.
+    special_tokens : bool
+        Let the tokenizer add its special tokens; False for texts that hold them already.
 
     Raises
     ------
@@ -127,6 +163,7 @@ def encode(
         coded = tokenizer(
             text,
             pair,
+            add_special_tokens=special_tokens,
             return_offsets_mapping=True,
             return_special_tokens_mask=True,
             return_attention_mask=True,
@@ -154,7 +191,7 @@ def encode(
 def _encoding(tokenizer: Any, text: str, pair: str | None, coded: Any) -> Encoding:
     """Build an `Encoding` from what the tokenizer returned."""
     markers = {tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id}
-    markers |= {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    markers |= {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.mask_token_id}
     ids = np.array(coded["input_ids"], dtype=np.int64)
     special = np.array(coded["special_tokens_mask"], dtype=bool) | np.isin(
         ids, [m for m in markers if m is not None]

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from huggingface_hub.utils import logging as hub_logging
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
 from xattn import demo
 from xattn.errors import InputError, ModelError
 from xattn.model.adapter import Model
+from xattn.model.tasks import Task, get_task, task_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -42,17 +43,22 @@ def resolve_device(device: str) -> torch.device:
 def load(
     model: str | Path | None = None,
     *,
+    task: str | None = None,
     device: str = "cpu",
     dtype: str = "float32",
     revision: str | None = None,
 ) -> Model:
-    """Load a sequence classifier and its tokenizer.
+    """Load a model and its tokenizer.
 
     Parameters
     ----------
     model : str or Path, optional
-        A folder or the name of a model on the Hugging Face Hub; by default the sentiment model
-        that comes with xattn.
+        A folder or the name of a model on the Hugging Face Hub; by default a small model that
+        comes with xattn: one for sentiment, or, with the task ``generate``, one for stories.
+    task : str, optional
+        ``classify`` (one class, several classes or numbers for a text), ``tag`` (a class for each
+        word), ``answer`` (a span of a passage), ``fill`` (a masked token), ``generate`` (causal
+        decoders and encoder-decoders) or ``image``; by default what the checkpoint was made for.
     device : str
         ``cpu``, ``cuda``, ``cuda:1``, ``mps`` or ``auto``.
     dtype : str
@@ -67,15 +73,17 @@ def load(
     Raises
     ------
     ModelError
-        If it cannot be found or read, or has no trained classification head.
+        If it cannot be found or read, or has no trained weights for the task.
+    UnknownNameError
+        For an unknown task.
 
     Examples
     --------
     >>> load().labels
     ('negative', 'positive')
     """
-    name = str(demo.MODEL if model is None else model)
-    shown = demo.NAME if model is None else name
+    wanted = None if task is None else get_task(task)
+    name, shown = _default(task) if model is None else (str(model), str(model))
     place = resolve_device(device)
     if dtype not in DTYPES:
         raise InputError("dtype", got=repr(dtype), expected="one of " + ", ".join(DTYPES))
@@ -90,14 +98,16 @@ def load(
     hf_logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(name, revision=revision)
-        network, report = AutoModelForSequenceClassification.from_pretrained(
+        chosen = wanted or task_of((config.architectures or [""])[0])
+        auto = chosen.auto_class(config)
+        network, report = auto.from_pretrained(
             name, config=config, revision=revision, dtype=DTYPES[dtype], output_loading_info=True
         )
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, use_fast=True)
     except (KeyboardInterrupt, MemoryError):
         raise
     except Exception as error:  # transformers, safetensors, json and the network each raise theirs
-        raise _explained(name, error) from error
+        raise _explained(name, error, wanted) from error
     finally:
         hf_logging.set_verbosity(verbosity)
         hub_logging.set_verbosity(hub_verbosity)
@@ -107,8 +117,8 @@ def load(
         raise ModelError(
             f"{name} has no trained weights for {len(missing)} parameters, which would be random",
             got=", ".join(missing[:3]) + (", ..." if len(missing) > 3 else ""),
-            expected="a fine-tuned sequence classifier",
-            remedy="name a checkpoint with a classification head",
+            expected=f"a checkpoint that was trained for the task {chosen.name}",
+            remedy="name a checkpoint with a trained head, or another task (--task)",
         )
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise ModelError(
@@ -117,14 +127,27 @@ def load(
             remedy="save the tokenizer into the folder of the model",
         )
     commit = getattr(config, "_commit_hash", None)
-    return Model(network.to(place), tokenizer, name=shown, revision=revision or commit)
+    return Model(
+        network.to(place), tokenizer, task=chosen.name, name=shown, revision=revision or commit
+    )
+
+
+def _default(task: str | None) -> tuple[str, str]:
+    """Return folder and name of the model that comes with xattn for a task."""
+    models = {None: demo.MODEL, "classify": demo.MODEL, "generate": demo.STORIES}
+    if task not in models:
+        raise InputError(
+            f"no model for the task {task} comes with xattn",
+            remedy="name a folder or a model on the Hub (--model)",
+        )
+    return str(models[task]), f"xattn.demo.{models[task].name}"
 
 
 def _looks_like_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()
 
 
-def _explained(name: str, error: Exception) -> ModelError:
+def _explained(name: str, error: Exception, task: Task | None) -> ModelError:
     """Turn whatever the libraries raised into one line."""
     first = str(error).strip().splitlines()[0] if str(error).strip() else ""
     facts: dict[str, Any] = {"got": f"{type(error).__name__}: {first}"}
@@ -134,9 +157,10 @@ def _explained(name: str, error: Exception) -> ModelError:
         )
     if "Unrecognized configuration class" in str(error):
         return ModelError(
-            f"the model {name} cannot classify texts",
+            f"the model {name} does not serve the task {task.name if task else 'classify'}",
             got=first.split(" for this kind")[0],
-            expected="an architecture with a sequence classification head",
+            expected="an architecture with a head for it",
+            remedy="name another task (--task)",
         )
     return ModelError(
         f"the model {name} cannot be loaded",

@@ -301,6 +301,21 @@ def softmax(network: PreTrainedModel, tap: Tap) -> Iterator[None]:
             handle.remove()
 
 
+@dataclass(frozen=True)
+class Attached:
+    """A backend that was seen to leave the logits alone, and what it reaches."""
+
+    backend: str
+    sites: tuple[Site, ...]
+    """In the order of computation."""
+    shapes: tuple[tuple[int, int, int], ...]
+    """Of each site in the probe: heads, queries, keys."""
+    serves: frozenset[str]
+    """The fields of `Edit` that take effect at every site; ``gradients`` if maps carry them."""
+    skipped: tuple[str, ...] = ()
+    """Layers that mix positions in another way than by attention."""
+
+
 Backend = Callable[[PreTrainedModel, Tap], AbstractContextManager[None]]
 BACKENDS: dict[str, Backend] = {"interface": interface, "softmax": softmax}
 
@@ -308,9 +323,7 @@ TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """How far logits with a tap may be from those without, relative to the largest (at least 1)."""
 
 
-def find_backend(
-    network: PreTrainedModel, forward: Callable[[], Tensor]
-) -> tuple[str, tuple[Site, ...]]:
+def find_backend(network: PreTrainedModel, forward: Callable[[], Tensor]) -> Attached:
     """Return the first backend that is seen to leave the logits alone, and the sites it reaches.
 
     Parameters
@@ -328,10 +341,13 @@ def find_backend(
     allowed = TOLERANCE.get(network.dtype, 1e-4) * max(1.0, float(plain.abs().max()))
     failures = []
     for name, backend in BACKENDS.items():
-        sites: list[Site] = []
+        sites: dict[Site, tuple[int, int, int]] = {}
 
-        def note(site: Site, probabilities: Tensor, sites: list[Site] = sites) -> Tensor:
-            sites.append(site)
+        def note(
+            site: Site, probabilities: Tensor, sites: dict[Site, tuple[int, int, int]] = sites
+        ) -> Tensor:
+            _, heads, queries, keys = probabilities.shape
+            sites[site] = (heads, queries, keys)
             return probabilities
 
         try:
@@ -341,7 +357,8 @@ def find_backend(
             failures.append(f"{name}: {error}")
             continue
         if sites and difference <= allowed:
-            return name, tuple(sites)
+            serves = frozenset({"scores", "probabilities", "values", "outputs", "gradients"})
+            return Attached(name, tuple(sites), tuple(sites.values()), serves)
         failures.append(f"{name}: logits differ by {difference:.2g}" if sites else f"{name}: none")
     raise AttentionError(
         f"the attention of {type(network).__name__} cannot be reached",

@@ -96,14 +96,14 @@ def _figure(
     maps: AttentionMaps, flat: npt.NDArray[np.float32], titles: list[str], across: int
 ) -> Figure:
     """Draw maps ``[map, query, key]`` in a grid that is `across` maps wide."""
-    count = len(maps.tokens)
+    count = max(len(maps.tokens), len(maps.keys))
     down = -(-len(flat) // across)
     single = len(flat) == 1
     # inches a map: enough for its labels where they are few, smaller in big grids
     side = (
         float(np.clip(0.19 * count, 3.2, 9.0)) if single else float(np.clip(7 / across, 1.5, 3.4))
     )
-    labels = 0.14 + 0.075 * min(18, max(map(len, maps.tokens)))
+    labels = 0.14 + 0.075 * min(18, max(map(len, (*maps.tokens, *maps.keys))))
     width, height = across * side + labels + 1.1, down * (side + 0.24) + labels + 0.5
     figure = Figure(figsize=(width, height), dpi=160, facecolor="white")
     FigureCanvasAgg(figure)
@@ -133,20 +133,21 @@ def _figure(
 
 def _name_tokens(axes: Axes, maps: AttentionMaps, side: float, *, left: bool, below: bool) -> None:
     """Write tokens at the outer axes, and mark the rows that the prediction is read from."""
-    count = len(maps.tokens)
+    count = max(len(maps.tokens), len(maps.keys))
     size = float(np.clip(side * 72 / count * 0.8, 3.6, 9))
     every = max(1, round(count * 4.6 / (side * 72)))
-    shown = list(range(0, count, every))
-    names = [_short(maps.tokens[i]) for i in shown]
-    axes.set_xticks(shown, names if below else [], rotation=90, fontsize=size, parse_math=False)
-    axes.set_yticks(shown, names if left else [], fontsize=size, parse_math=False)
+    queries, keys = range(0, len(maps.tokens), every), range(0, len(maps.keys), every)
+    under = [_short(maps.keys[i]) for i in keys] if below else []
+    beside = [_short(maps.tokens[i]) for i in queries] if left else []
+    axes.set_xticks(list(keys), under, rotation=90, fontsize=size, parse_math=False)
+    axes.set_yticks(list(queries), beside, fontsize=size, parse_math=False)
     axes.tick_params(length=0, pad=2, colors=INK)
     for spine in axes.spines.values():
         spine.set(color="#d8d4cc", linewidth=0.6)
     axes.autoscale(False)  # the marks stand outside the map
     for query in np.flatnonzero(readers(maps.readout)):
         axes.plot(
-            [count - 0.5 + count * 0.012] * 2, [query - 0.45, query + 0.45],
+            [len(maps.keys) * 1.012 - 0.5] * 2, [query - 0.45, query + 0.45],
             color=MARK, linewidth=2.2, solid_capstyle="butt", clip_on=False,
         )  # fmt: skip
 
@@ -178,6 +179,7 @@ def render_maps_html(
     whole = np.rint(values * SCALE).astype(int)
     data = {
         "tokens": [" ".join(token.split()) for token in maps.tokens],
+        "keys": [" ".join(token.split()) for token in maps.keys],
         "readout": [round(float(share), 4) for share in maps.readout],
         "scale": SCALE,
         "largest": int(whole.max(initial=1)),
@@ -191,7 +193,9 @@ def render_maps_html(
     for sign in "<>&":  # a token "</script>" must not end the element that holds the data
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return _template().render(
-        count=len(maps.tokens),
+        count=len(maps.tokens)
+        if maps.keys == maps.tokens
+        else f"{len(maps.tokens)} × {len(maps.keys)}",
         layers=len(names),
         heads=len(columns),
         columns=columns,

@@ -72,7 +72,7 @@ def render_attributions_png(attributions: Sequence[Attribution], path: Path) -> 
     for item, top in zip(attributions, tops, strict=True):
         if (item.text, item.pair) != previous:
             previous = (item.text, item.pair)
-            words = f"{item.prediction} ({item.probability:.1%}), explained: {item.target}"
+            words = f"{item.verdict}, explained: {item.target}"
             _write(figure, MARGIN, height - top + LINE * 1.15, words, INK, weight="bold")
     note = "blue speaks for what is explained, orange against; depth within each method"
     _write(figure, MARGIN, 0.2, note, SOFT, size=8)
