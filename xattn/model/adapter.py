@@ -20,7 +20,8 @@ from torch import Tensor
 
 from xattn.errors import AttentionError, InputError, ModelError, UnknownNameError
 from xattn.model import batching, borrow, encoding
-from xattn.model.tap import BACKENDS, Edit, Site, Tap, find_backend
+from xattn.model.attach import BACKENDS, find_backend
+from xattn.model.tap import Edit, Site, Tap
 from xattn.types import AttentionMaps, Batch, Encoding, Quantity, Row, Target
 
 
@@ -413,10 +414,11 @@ class Model:
         probe = self.batch(self.encode(["a b c d e f g h", "a b c"]))
 
         def forward() -> Tensor:
-            with torch.no_grad(), self._borrowed(probe.inputs):
+            with self._borrowed(probe.inputs):
                 return self._forward(probe.inputs)
 
-        return find_backend(self.network, forward)
+        found = find_backend(self.network, forward)
+        return found.backend, found.sites
 
     # ---------------------------------------------------------------- embeddings
 
