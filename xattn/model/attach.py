@@ -6,15 +6,15 @@ the first that leaves the logits alone is taken.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from xattn.errors import AttentionError
+from xattn.errors import AttentionError, ModelError
 from xattn.model.interface import interface
 from xattn.model.maps import maps
 from xattn.model.softmax import mixed, softmax
@@ -50,7 +50,7 @@ class Attached:
     """Heads, queries and keys of each site in the probe."""
     serves: frozenset[str]
     """The fields of `Edit` that take effect at every site, and ``"gradients"`` if the logits'
-    gradient reaches every map."""
+    gradient reaches every map that they depend on."""
     skipped: tuple[str, ...] = ()
     """Layers without attention in a stack of layers that have it (hybrids)."""
 
@@ -81,16 +81,17 @@ class _Trial:
 
         return change
 
-    def serves(self, logits: Tensor) -> frozenset[str]:
-        """Return the fields of `Edit` that were seen everywhere, and whether gradients arrive."""
-        served = {what for what in WHAT if self.seen[what] == set(self.maps)}
-        if logits.requires_grad:
-            maps = list(self.maps.values())
-            with suppress(RuntimeError):  # an operation without a derivative, at all or in float16
-                found = torch.autograd.grad(logits.float().square().sum(), maps, allow_unused=True)
-                if all(gradient is not None for gradient in found):
-                    served.add(GRADIENTS)
-        return frozenset(served)
+    def without_gradient(self, logits: Tensor) -> set[Site]:
+        """Return the sites whose maps the logits' gradient does not reach."""
+        if not logits.requires_grad:
+            return set(self.maps)
+        try:
+            gradients = torch.autograd.grad(
+                logits.float().square().sum(), list(self.maps.values()), allow_unused=True
+            )
+        except RuntimeError:  # an operation without a derivative, at all or in this precision
+            return set(self.maps)
+        return {site for site, g in zip(self.maps, gradients, strict=True) if g is None}
 
 
 def find_backend(network: PreTrainedModel, forward: Callable[[], Tensor]) -> Attached:
@@ -108,44 +109,89 @@ def find_backend(network: PreTrainedModel, forward: Callable[[], Tensor]) -> Att
     ------
     AttentionError
         If there is no attention, or no backend reproduces the logits.
+    ModelError
+        If the logits are not numbers even without a tap.
     """
     with torch.no_grad():
         plain = forward()
-    allowed = TOLERANCE.get(network.dtype, 1e-4) * max(1.0, float(plain.abs().max()))
+    if bool(plain.isnan().any()):
+        raise ModelError("logits are not numbers on a probe", remedy="check the weights")
     failures = []
     # A trial of `mixed` tells whether the interface alone would reach everything.
     for name in [name for name in BACKENDS if name != "interface"]:
-        trial = _Trial(network, ("probabilities",) if name == "maps" else WHAT)
         try:
-            with BACKENDS[name](network, trial.tap), torch.set_grad_enabled(name != "maps"):
-                logits = forward()
+            return _attach(network, forward, name, plain)
         except torch.OutOfMemoryError:
             raise
         except FAILURES as error:
             failures.append(f"{name}: {error}")
-            continue
-        difference = float((logits.detach() - plain).abs().max())
-        if not trial.maps:
-            failures.append(f"{name}: none")
-        elif not difference <= allowed:  # NaN is not
-            failures.append(f"{name}: logits differ by {difference:.2g}")
-        elif name == "mixed" and trial.outside == set(trial.maps):
-            failures.append(f"{name}: the interface reaches nothing")
-        else:
-            sites = tuple(trial.maps)
-            return Attached(
-                backend="interface" if name == "mixed" and not trial.outside else name,
-                sites=sites,
-                shapes=tuple((m.shape[1], m.shape[2], m.shape[3]) for m in trial.maps.values()),
-                serves=frozenset() if name == "maps" else trial.serves(logits),
-                skipped=_without_attention(network, sites),
-            )
     raise AttentionError(
         f"the attention of {type(network).__name__} cannot be reached",
         got="; ".join(failures),
-        expected=f"attention, and the logits of the untapped model within {allowed:.1g}",
+        expected="attention, and the logits of the untapped model",
         remedy="use a method that does not need attention, such as integrated_gradients",
     )
+
+
+def _attach(
+    network: PreTrainedModel, forward: Callable[[], Tensor], name: str, plain: Tensor
+) -> Attached:
+    """Try one backend; an error says what is wrong with it."""
+    writes = name != "maps"
+    trial = _Trial(network, WHAT if writes else ("probabilities",))
+    with BACKENDS[name](network, trial.tap), torch.set_grad_enabled(writes):
+        logits = forward()
+    if not trial.maps:
+        raise AttentionError("none")
+    difference, allowed = _difference(logits.detach(), plain)
+    if difference > allowed:
+        raise AttentionError(f"logits differ by {difference:.2g}, more than {allowed:.1g}")
+    sites = tuple(trial.maps)
+    if name == "mixed":
+        if trial.outside == set(sites):
+            raise AttentionError("the interface reaches nothing")
+        name = name if trial.outside else "interface"
+    served = {what for what in WHAT if writes and trial.seen[what] == set(sites)}
+    if writes:
+        cut = trial.without_gradient(logits)
+        if not cut or _idle(network, forward, name, cut):
+            served.add(GRADIENTS)
+    return Attached(
+        backend=name,
+        sites=sites,
+        shapes=tuple((m.shape[1], m.shape[2], m.shape[3]) for m in trial.maps.values()),
+        serves=frozenset(served),
+        skipped=_without_attention(network, sites),
+    )
+
+
+def _difference(logits: Tensor, plain: Tensor) -> tuple[float, float]:
+    """Return the largest difference and the largest that is allowed."""
+    # Where classes are ruled out, by minus infinity or a huge number, nothing else will do.
+    ordinary = plain.abs() < 1e9
+    if not torch.equal(logits[~ordinary], plain[~ordinary]) or not bool(ordinary.any()):
+        return float("inf"), 0.0
+    expected = plain[ordinary]
+    difference = float((logits[ordinary] - expected).abs().nan_to_num(nan=float("inf")).max())
+    return difference, TOLERANCE.get(plain.dtype, 1e-4) * max(1.0, float(expected.abs().max()))
+
+
+def _idle(
+    network: PreTrainedModel, forward: Callable[[], Tensor], backend: str, sites: Collection[Site]
+) -> bool:
+    """Return whether the logits do not depend on some sites, whose gradient is rightly none.
+
+    CANINE's last attention is computed for tasks on characters only.
+    """
+
+    def halve(site: Site, probabilities: Tensor) -> Tensor:
+        return probabilities / 2 if site in sites else probabilities
+
+    logits = []
+    for edit in (Edit(), Edit(probabilities=halve)):
+        with torch.no_grad(), BACKENDS[backend](network, Tap(network, (edit,))):
+            logits.append(forward())
+    return torch.equal(*logits)
 
 
 def _without_attention(network: nn.Module, sites: Sequence[Site]) -> tuple[str, ...]:

@@ -42,6 +42,7 @@ def _attention(
     position_bias: Tensor | None = None,
     s_aux: Tensor | None = None,
     sinks: Tensor | None = None,
+    indices: Tensor | None = None,
     **extras: Any,
 ) -> tuple[Tensor, Tensor]:
     """Compute attention as transformers' eager functions do, with the open tap in the middle.
@@ -67,6 +68,10 @@ def _attention(
         scores = scores + position_bias
     if attention_mask is not None:
         scores = scores + attention_mask[..., : key.shape[2]]
+    if indices is not None:  # [batch, query, chosen]: sparse attention to the keys chosen
+        left_out = torch.ones_like(scores[:, :1], dtype=torch.bool)
+        left_out.scatter_(-1, indices.long().unsqueeze(1), False)
+        scores = scores.masked_fill(left_out, torch.finfo(scores.dtype).min)
     sink = s_aux if s_aux is not None else sinks
 
     def softmax(scores: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from xattn.model.tap import Site, Tap
 
 ATTENTION_CLASS = re.compile(r"Att(entio)?n")
 # What attention modules and configurations call their number of heads.
-HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
+HEADS = ("num_heads", "num_attention_heads", "num_attn_heads", "n_heads", "n_head", "heads")
 PRODUCTS = frozenset({"matmul", "__matmul__", "bmm"})
 # After these the elements are in another order, so that rows are no longer rows.
 REORDERING = frozenset({"transpose", "permute", "movedim", "swapaxes", "t", "flip", "roll"})
@@ -46,8 +46,8 @@ class Layout:
     """Where the heads are; None if they are folded into the first axis."""
 
     @classmethod
-    def of(cls, shape: torch.Size, module: nn.Module) -> Layout:
-        """Find the layout of a map of `module`.
+    def of(cls, shape: torch.Size, module: nn.Module) -> Layout | None:
+        """Find the layout of a map of `module`; None if the module has no heads.
 
         Raises
         ------
@@ -55,16 +55,17 @@ class Layout:
             If the heads are not found in the shape.
         """
         heads = _heads(module)
-        if len(shape) == 3 and heads is not None and shape[0] % heads == 0:
+        if heads is None or len(shape) < 3:
+            return None  # mixes something else than tokens: experts, or the outputs of layers
+        if len(shape) == 3 and shape[0] % heads == 0:
             return cls(shape, heads, None)
-        if len(shape) == 4 and heads in (None, shape[1]):
-            return cls(shape, shape[1], 1)
         for axis in range(len(shape) - 3, 0, -1):
-            if len(shape) > 4 and shape[axis] == heads:
+            if shape[axis] == heads:
                 return cls(shape, heads, axis)
         raise AttentionError(
             f"the attention of {type(module).__name__} is not laid out by heads, queries and keys",
-            got=f"a softmax over {list(shape)}, {heads or 'unknown'} heads",
+            got=f"a softmax over {list(shape)}",
+            expected=f"an axis of {heads} heads",
         )
 
     def by_head(self, tensor: Tensor) -> Tensor:
@@ -140,7 +141,7 @@ class _SoftmaxMode(TorchFunctionMode):
             return func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if func is nn.functional.scaled_dot_product_attention:
-            return self._scaled_dot_product(*args, **kwargs)
+            return self._scaled_dot_product(func, *args, **kwargs)
         if name == "softmax":
             return self._softmax(func, args, kwargs)
         if not self.followed:
@@ -170,14 +171,15 @@ class _SoftmaxMode(TorchFunctionMode):
         scores: Tensor = args[0] if args else kwargs["input"]
         rest = args[1:]
         dim = rest[0] if rest else kwargs["dim"]
-        if scores.ndim < 3 or dim not in (-1, scores.ndim - 1):
+        module = self.inside[-1]
+        over_keys = dim in (-1, scores.ndim - 1)
+        layout = Layout.of(scores.shape, module) if over_keys else None
+        if layout is None:
             result: Tensor = func(*args, **kwargs)
             return result
         # the same call on four axes
         rest, kwargs = ((-1, *rest[1:]), kwargs) if rest else ((), {**kwargs, "dim": -1})
         kwargs = {k: v for k, v in kwargs.items() if k != "input"}
-        module = self.inside[-1]
-        layout = Layout.of(scores.shape, module)
         site = self.tap.begin(module)
         by_head = self.tap.attend(site, layout.by_head(scores), lambda s: func(s, *rest, **kwargs))
         probabilities = layout.as_before(by_head)
@@ -222,6 +224,7 @@ class _SoftmaxMode(TorchFunctionMode):
 
     def _scaled_dot_product(
         self,
+        func: Any,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -232,6 +235,20 @@ class _SoftmaxMode(TorchFunctionMode):
         enable_gqa: bool = False,
     ) -> Tensor:
         """Do what ``scaled_dot_product_attention`` documents, with the tap in the middle."""
+        module = self.inside[-1]
+        layout = Layout.of(torch.Size([*query.shape[:-1], key.shape[-2]]), module)
+        if layout is None:
+            result: Tensor = func(
+                query,
+                key,
+                value,
+                attn_mask,
+                dropout_p,
+                is_causal,
+                scale=scale,
+                enable_gqa=enable_gqa,
+            )
+            return result
         if enable_gqa:
             groups = query.shape[-3] // key.shape[-3]
             key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
@@ -247,8 +264,6 @@ class _SoftmaxMode(TorchFunctionMode):
                 scores = scores.masked_fill(~attn_mask, lowest)
             else:
                 scores = scores + attn_mask
-        module = self.inside[-1]
-        layout = Layout.of(scores.shape, module)
         site = self.tap.begin(module)
         by_head = self.tap.attend(site, layout.by_head(scores), partial(torch.softmax, dim=-1))
         found = _Followed(by_head, site, layout, module)
