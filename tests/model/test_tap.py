@@ -12,7 +12,9 @@ from torch import Tensor
 import xattn
 from xattn.errors import AttentionError
 from xattn.model import Edit, Model, Site
-from xattn.model.tap import attention_implementation
+from xattn.model.attach import BACKENDS
+from xattn.model.interface import attention_implementation
+from xattn.model.tap import Tap
 from xattn.testing import TEXTS, state
 from xattn.types import Batch
 
@@ -212,10 +214,12 @@ def test_threads_take_turns(tiny_of: Callable[..., Model]) -> None:
 def test_a_tap_that_changes_logits_is_refused(
     tiny_of: Callable[..., Model], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from xattn.model import tap
-
+    attend = Tap.attend
+    monkeypatch.setattr(Tap, "attend", lambda self, m, s, f: attend(self, m, s, f) * 0.9)
     model = tiny_of("bert")
-    attend = tap.Tap.attend
-    monkeypatch.setattr(tap.Tap, "attend", lambda self, m, s, f: attend(self, m, s, f) * 0.9)
+    assert model.attach().backend == "maps"  # what the model itself returns is right all the same
+    with pytest.raises(AttentionError, match="can only be read"), model.edit(Edit(scores=id)):
+        model.logits(batch_of(model).inputs)
+    monkeypatch.delitem(BACKENDS, "maps")
     with pytest.raises(AttentionError, match="logits differ by"):
-        model.attach()
+        tiny_of("bert").attach()

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from xattn.errors import AttentionError, InputError, ModelError, UnknownNameError
 from xattn.model import batching, borrow, encoding, prompts, provenance
-from xattn.model.tap import BACKENDS, Attached, Edit, Site, Tap, find_backend
+from xattn.model.attach import BACKENDS, Attached, find_backend
+from xattn.model.tap import Edit, Site, Tap
 from xattn.model.tasks import Question, Task, get_task, task_of
 from xattn.model.trace import Link, Trace, chain, readouts
 from xattn.types import Aim, AttentionMaps, Batch, Encoding, Quantity, Row, Target
@@ -538,7 +539,7 @@ class Model:
                 real = probe.real[:, probe.streams[-1]]
 
                 def forward() -> Tensor:
-                    with torch.no_grad(), self._borrowed(probe.inputs):
+                    with self._borrowed(probe.inputs):
                         logits = self._forward(probe.inputs)
                     return logits[real] if logits.shape[:2] == real.shape else logits
 

@@ -1,0 +1,139 @@
+"""The backend `interface`: attention computed by a function that transformers knows by name.
+
+transformers looks its attention functions up by name (``AttentionInterface``) and builds masks by
+the same name. One function registered there serves every model that follows the interface.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import eager_mask
+from transformers.utils import logging as hf_logging
+
+from xattn.errors import AttentionError
+from xattn.model.tap import Tap, open_tap
+
+# The name must not contain "sdpa", "flash_attention" or a slash: transformers interprets these.
+INTERFACE_NAME = "xattn"
+
+# Tensors that some models hand to every attention function although only fused kernels use them:
+# positions are in queries and keys already, and packed sequences come one by one. Any other tensor
+# must be understood, or the backend refuses.
+REDUNDANT = frozenset(
+    {"position_ids", "cache_position", "position_embeddings", "cu_seq_lens_q", "cu_seq_lens_k"}
+)
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    position_bias: Tensor | None = None,
+    s_aux: Tensor | None = None,
+    sinks: Tensor | None = None,
+    indices: Tensor | None = None,
+    **extras: Any,
+) -> tuple[Tensor, Tensor]:
+    """Compute attention as transformers' eager functions do, with the open tap in the middle.
+
+    The parameter names are transformers' own, since some models pass them by keyword. Dropout is
+    left out: a tap refuses modules in training mode, and without a tap nothing comes here.
+    """
+    unknown = [k for k, v in extras.items() if isinstance(v, Tensor) and k not in REDUNDANT]
+    if unknown:
+        raise AttentionError(
+            f"{type(module).__name__} passes tensors to its attention that the interface backend "
+            "does not know",
+            got=", ".join(unknown),
+        )
+    heads = query.shape[1]  # grouped queries share a key head
+    key = key.repeat_interleave(heads // key.shape[1], dim=1)
+    value = value.repeat_interleave(heads // value.shape[1], dim=1)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = query @ key.transpose(2, 3) * scale
+    if softcap is not None:
+        scores = (scores / softcap).tanh() * softcap
+    if position_bias is not None:
+        scores = scores + position_bias
+    if attention_mask is not None:
+        scores = scores + attention_mask[..., : key.shape[2]]
+    if indices is not None:  # [batch, query, chosen]: sparse attention to the keys chosen
+        left_out = torch.ones_like(scores[:, :1], dtype=torch.bool)
+        left_out.scatter_(-1, indices.long().unsqueeze(1), False)
+        scores = scores.masked_fill(left_out, torch.finfo(scores.dtype).min)
+    sink = s_aux if s_aux is not None else sinks
+
+    def softmax(scores: Tensor) -> Tensor:
+        precise = torch.promote_types(scores.dtype, torch.float32)
+        if sink is None:
+            return scores.softmax(-1, dtype=precise).to(value.dtype)
+        # a sink takes its share of each row and has no value: a key that nobody reads
+        column = (sink.view(1, -1, 1, 1) if sink.ndim == 1 else sink).expand(*scores.shape[:-1], 1)
+        columns = torch.cat([scores, column.to(scores.dtype)], -1)
+        return columns.softmax(-1, dtype=precise)[..., :-1].to(value.dtype)
+
+    tap = open_tap(module)
+    if tap is None:  # another thread runs the network while a tap is open here
+        probabilities = softmax(scores)
+        mixed = probabilities @ value
+    else:
+        site = tap.begin(module)
+        tap.computing = True
+        try:
+            probabilities = tap.attend(site, scores, softmax)
+            mixed = tap.change("outputs", site, probabilities @ tap.change("values", site, value))
+        finally:
+            tap.computing = False
+    return mixed.transpose(1, 2).contiguous(), probabilities
+
+
+@contextmanager
+def attention_implementation(network: PreTrainedModel, name: str) -> Iterator[None]:
+    """Run a transformers model under another attention implementation, then put the old ones back.
+
+    Models that do not follow the interface keep theirs; the verification notices.
+    """
+    # The attribute behind the property: the property's setter writes to all sub-configs as well.
+    before = [(config, config._attn_implementation_internal) for config in _configs(network)]
+    verbosity = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()  # refusals are found by the verification, not read in a log
+    try:
+        network.set_attn_implementation(name)
+        yield
+    finally:
+        for config, implementation in before:
+            config._attn_implementation_internal = implementation
+        hf_logging.set_verbosity(verbosity)
+
+
+def _configs(network: nn.Module) -> list[Any]:
+    """Return every transformers configuration in a network, each once."""
+    found: dict[int, Any] = {}
+    waiting: list[Any] = [getattr(module, "config", None) for module in network.modules()]
+    while waiting:
+        config = waiting.pop()
+        if hasattr(config, "_attn_implementation_internal") and id(config) not in found:
+            found[id(config)] = config
+            waiting += [getattr(config, name, None) for name in config.sub_configs]
+    return list(found.values())
+
+
+@contextmanager
+def interface(network: PreTrainedModel, tap: Tap) -> Iterator[None]:
+    """Open `tap` through transformers' attention interface."""
+    AttentionInterface.register(INTERFACE_NAME, _attention)
+    # Without a registered mask the model would silently lose padding and causality.
+    AttentionMaskInterface.register(INTERFACE_NAME, eager_mask)
+    with tap.opened(network), attention_implementation(network, INTERFACE_NAME):
+        yield
