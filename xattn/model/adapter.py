@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from xattn.errors import AttentionError, InputError, ModelError, UnknownNameError
-from xattn.model import batching, borrow, encoding
+from xattn.model import batching, borrow, encoding, interventions
+from xattn.model.interventions import Intervenable
+from xattn.model.places import Layout
 from xattn.model.tap import BACKENDS, Edit, Site, Tap, find_backend
 from xattn.types import AttentionMaps, Batch, Encoding, Quantity, Row, Target
 
@@ -104,8 +106,9 @@ class Model:
         self.budget = budget if "attention_mask" in self.input_names else 0
         # The model's own padding id counts, not the tokenizer's: decoder heads look for it.
         self._pad_id: int | None = network.config.get_text_config().pad_token_id
-        self._edits: tuple[Edit, ...] = ()
+        self._edits: tuple[Intervenable, ...] = ()
         self._verified: tuple[str, tuple[Site, ...]] | None = None
+        self._known_layout: Layout | None = None
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
@@ -261,7 +264,11 @@ class Model:
             stack.enter_context(borrow.padding_named(self.network, inputs))
             if edits:
                 backend, _ = self.attach()
-                stack.enter_context(BACKENDS[backend](self.network, Tap(self.network, edits)))
+                layout = self._known_layout or Layout({})
+                plain = stack.enter_context(
+                    interventions.resolved(self.network, edits, layout, inputs)
+                )
+                stack.enter_context(BACKENDS[backend](self.network, Tap(self.network, plain)))
             yield
 
     # ---------------------------------------------------------------- attention
@@ -367,24 +374,45 @@ class Model:
         return [results[i] for i in range(len(encodings))]
 
     @contextmanager
-    def edit(self, *edits: Edit) -> Iterator[None]:
+    def edit(self, *edits: Intervenable) -> Iterator[None]:
         """Change attention for everything that is computed within the ``with`` block.
 
-        Edits nest and apply in order; whatever is recorded sees the edited maps.
+        Edits and interventions nest and apply in order; whatever is recorded sees the edited maps.
 
         Raises
         ------
+        InputError
+            If a layer, head or stack does not exist.
         AttentionError
             If the model's attention cannot be reached: an edit is never silently ignored.
         """
         with self._lock:
-            self.attach()
+            backend, _ = self.attach()
+            # until the tap says itself what takes effect
+            reached = {"scores", "probabilities"} if backend == "softmax" else interventions.FIELDS
+            interventions.check(edits, self.layout(), reached)
             before = self._edits
             self._edits = (*before, *edits)
             try:
                 yield
             finally:
                 self._edits = before
+
+    def layout(self) -> Layout:
+        """Return the attention sites as people name them: by layer and head."""
+        with self._lock:
+            if self._known_layout is None:
+                heads: dict[Site, int] = {}
+
+                def count(site: Site, scores: Tensor) -> Tensor:
+                    heads[site] = scores.shape[1]
+                    return scores
+
+                probe = self.batch(self.encode(["a b c"]))
+                with torch.no_grad(), self._borrowed(probe.inputs, Edit(scores=count)):
+                    self._forward(probe.inputs)
+                self._known_layout = Layout(heads)
+            return self._known_layout
 
     def attach(self) -> tuple[str, tuple[Site, ...]]:
         """Return a backend that was seen to leave the logits alone, and the sites it reaches.

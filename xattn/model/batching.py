@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from xattn.model import marks
 from xattn.types import Ints, Row
 
 
@@ -57,7 +58,13 @@ def pad(rows: Sequence[Row], pad_id: int, device: torch.device) -> Mapping[str, 
     -------
     mapping of str to Tensor
         Each ``[batch, token]`` int64.
+
+    Raises
+    ------
+    InputError
+        If the rows do not carry the same marks.
     """
+    marks.check_same(rows)
     width = max(len(row["input_ids"]) for row in rows)
     stacked = {}
     for name in rows[0]:
