@@ -167,8 +167,21 @@ def resolved(
         handle.remove()
 
 
-def head_flags(numbers: Sequence[int], like: Tensor) -> Tensor:
-    """Return which heads of a tensor ``[batch, head, ...]`` are meant, ``[1, head, 1, 1]``."""
+def head_flags(layout: Layout, site: Site, numbers: Sequence[int], like: Tensor) -> Tensor:
+    """Return which heads of a site's tensor ``[batch, head, ...]`` are meant, ``[1, head, 1, 1]``.
+
+    Raises
+    ------
+    AttentionError
+        If the tensor does not keep the heads apart.
+    """
+    if like.shape[1] != layout.heads[site]:
+        raise AttentionError(
+            f"the heads at {site} cannot be told apart",
+            got=str(like.shape[1]),
+            expected=f"{layout.heads[site]}",
+            remedy="choose an intervention on maps, such as Scale",
+        )
     flags = torch.zeros(like.shape[1], dtype=torch.bool, device=like.device)
     flags[list(numbers)] = True
     return flags[None, :, None, None]
@@ -256,7 +269,7 @@ class OfQueries(Intervention):
             chosen = {site: heads for site, heads in chosen.items() if site in asking}
 
         def flag(site: Site, tensor: Tensor) -> Tensor:
-            heads = head_flags(chosen[site], tensor)
+            heads = head_flags(places.layout, site, chosen[site], tensor)
             if asking is None:
                 return heads
             return heads & places.queries(site, asking[site]).to(tensor.device)

@@ -131,7 +131,8 @@ class ZeroValues(Intervention):
         def change(site: Site, values: Tensor) -> Tensor:
             if site not in tokens:
                 return values
+            heads = head_flags(places.layout, site, chosen[site], values)
             hit = places.keys(site, tokens[site]).transpose(-1, -2).to(values.device)
-            return values.masked_fill(head_flags(chosen[site], values) & hit, 0)
+            return values.masked_fill(heads & hit, 0)
 
         return Edit(values=change)
