@@ -20,8 +20,18 @@ import torch
 from torch import Tensor, nn
 
 from xattn.errors import AttentionError, InputError, ModelError, UnknownNameError
-from xattn.model import batching, borrow, encoding, prompts, provenance
+from xattn.model import (
+    batching,
+    borrow,
+    encoding,
+    generation,
+    interventions,
+    prompts,
+    provenance,
+)
 from xattn.model.attach import BACKENDS, Attached, find_backend
+from xattn.model.interventions import Intervenable
+from xattn.model.places import Layout
 from xattn.model.tap import Edit, Site, Tap
 from xattn.model.tasks import Question, Task, get_task, task_of
 from xattn.model.trace import Link, Trace, chain, readouts
@@ -86,7 +96,7 @@ class Model:
         self.budget = budget if "attention_mask" in self.input_names else 0
         # The model's own padding id counts, not the tokenizer's: decoder heads look for it.
         self._pad_id: int | None = network.config.get_text_config().pad_token_id
-        self._edits: tuple[Edit, ...] = ()
+        self._edits: tuple[Intervenable, ...] = ()
         self._attached: Attached | None = None
         self._links: tuple[Link, ...] = ()
         self._lock = threading.RLock()
@@ -181,8 +191,47 @@ class Model:
     def generate(
         self, encodings: Sequence[Encoding], max_new_tokens: int = 16, **options: Any
     ) -> list[Encoding]:
-        """Let the model continue each text. Open edits act on every step."""
-        raise NotImplementedError
+        """Let the model continue each prompt; open edits act on every step.
+
+        Parameters
+        ----------
+        encodings : sequence of Encoding
+            Without continuations.
+        max_new_tokens : int
+        **options
+            As in `xattn.model.generation.generate`: ``seed``, ``num_beams``, ``do_sample`` ...
+
+        Returns
+        -------
+        list of Encoding
+            The prompts with what was written as their pairs.
+
+        Raises
+        ------
+        InputError
+            If a prompt leaves no room, or has a continuation already.
+        ModelError
+            If the network cannot generate.
+        """
+        if any(encoding.pair is not None for encoding in encodings):
+            raise InputError("a prompt has a continuation already", remedy="pass the text alone")
+        written = generation.generate(
+            self.network,
+            self.tokenizer,
+            [encoding.row for encoding in encodings],
+            self._borrowed,
+            max_new_tokens=max_new_tokens,
+            limit=self.limit,
+            budget=self.budget,
+            **options,
+        )
+        copies = len(written) // max(1, len(encodings))
+        return [
+            prompts.continued(
+                self.network, self.tokenizer, encodings[i // copies], new.ids.tolist()
+            )
+            for i, new in enumerate(written)
+        ]
 
     # ---------------------------------------------------------------- targets
 
@@ -369,7 +418,10 @@ class Model:
             stack.enter_context(borrow.padding_named(self.network, inputs))
             if edits:
                 backend = BACKENDS[self.attach().backend]
-                stack.enter_context(backend(self.network, Tap(self.network, edits)))
+                plain = stack.enter_context(
+                    interventions.resolved(self.network, edits, self.layout(), inputs)
+                )
+                stack.enter_context(backend(self.network, Tap(self.network, plain)))
             yield
 
     # ---------------------------------------------------------------- attention
@@ -407,6 +459,12 @@ class Model:
         """
         if gradients and reduce is not _identity:
             raise ValueError("gradients are taken of whole maps: do not reduce them")
+        if gradients and "gradients" not in self.attach().serves:
+            raise AttentionError(
+                f"the attention maps of {type(self.network).__name__} carry no gradients",
+                got=f"the backend {self.attach().backend}",
+                remedy="use a method that needs no gradients of attention, such as attention",
+            )
         with self._lock:
             links = self.links()
             sizes = {
@@ -502,24 +560,33 @@ class Model:
         return [results[i] for i in range(len(encodings))]
 
     @contextmanager
-    def edit(self, *edits: Edit) -> Iterator[None]:
+    def edit(self, *edits: Intervenable) -> Iterator[None]:
         """Change attention for everything that is computed within the ``with`` block.
 
-        Edits nest and apply in order; whatever is recorded sees the edited maps.
+        Edits and interventions nest and apply in order; whatever is recorded sees the edited maps.
 
         Raises
         ------
+        InputError
+            If a layer, head or stack does not exist.
         AttentionError
             If the model's attention cannot be reached: an edit is never silently ignored.
         """
         with self._lock:
-            self.attach()
+            interventions.check(edits, self.layout(), self.attach().serves)
             before = self._edits
             self._edits = (*before, *edits)
             try:
                 yield
             finally:
                 self._edits = before
+
+    def layout(self) -> Layout:
+        """Return the attention sites as people name them: by stack, layer and head."""
+        attached = self.attach()
+        heads = {s: shape[0] for s, shape in zip(attached.sites, attached.shapes, strict=True)}
+        stacks = {link.site: link.stack for link in self._links} if self.paired else {}
+        return Layout(heads, stacks)
 
     def attach(self) -> Attached:
         """Return a backend that was seen to leave the logits alone, and the sites it reaches.

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from xattn.model import marks
 from xattn.types import Ints, Row
 
 
@@ -58,7 +59,13 @@ def pad(rows: Sequence[Row], pad_id: int, device: torch.device) -> Mapping[str, 
     -------
     mapping of str to Tensor
         Each ``[batch, token]``, or ``[batch, ...]``.
+
+    Raises
+    ------
+    InputError
+        If the rows do not carry the same marks.
     """
+    marks.check_same(rows)
     stacked = {}
     for name, first in rows[0].items():
         arrays = [row[name] for row in rows]

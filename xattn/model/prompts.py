@@ -110,13 +110,16 @@ def continued(network: Any, tokenizer: Any, prompt: Encoding, ids: Sequence[int]
         For encoder-decoders without the token that the decoder starts from.
     """
     if bool(network.config.is_encoder_decoder):
-        return _decoded(network, tokenizer, prompt, ids)
+        return _decoded(network, tokenizer, _source(prompt), ids)
     before = prompt.row["input_ids"].tolist()
     text, offsets, words = _pieces(tokenizer, before, ids)
     special = np.isin(ids, tokenizer.all_special_ids)
     added = np.array(ids, dtype=np.int64)
-    row = {name: np.concatenate([v, np.ones_like(added)]) for name, v in prompt.row.items()}
-    row["input_ids"] = np.concatenate([prompt.row["input_ids"], added])
+    new = {"input_ids": added, "attention_mask": np.ones_like(added)}  # all else is 0, marks too
+    row = {
+        name: np.concatenate([values, new.get(name, np.zeros_like(added))])
+        for name, values in prompt.row.items()
+    }
     return _joined(tokenizer, prompt, row, text, offsets, words, special, ids, stream=0)
 
 
@@ -244,6 +247,22 @@ def _decoded(network: Any, tokenizer: Any, source: Encoding, ids: Sequence[int])
         "decoder_attention_mask": np.ones(len(read), dtype=np.int64),
     }
     return _joined(tokenizer, source, row, text, offsets, words, special, read, stream=1)
+
+
+def _source(paired: Encoding) -> Encoding:
+    """Return what the encoder reads of an encoding."""
+    kept = paired.streams == 0
+    return replace(
+        paired,
+        pair=None,
+        row={name: v for name, v in paired.row.items() if not name.startswith("decoder_")},
+        tokens=tuple(np.array(paired.tokens, dtype=object)[kept]),
+        special=paired.special[kept],
+        offsets=paired.offsets[kept],
+        words=paired.words[kept],
+        segments=paired.segments[kept],
+        streams=paired.streams[kept],
+    )
 
 
 def _joined(
