@@ -1,9 +1,8 @@
-"""The command line: explain, compare, maps, methods."""
+"""The command line: explain, edit, compare, maps, methods."""
 
 from __future__ import annotations
 
 import functools
-import json as jsonlib
 import re
 import shlex
 import sys
@@ -13,21 +12,29 @@ from typing import Annotated, Any, TypeVar, cast, get_args
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
-from xattn import files, render
+from xattn import files
+from xattn.effects import effect
 from xattn.errors import InputError, XattnError
-from xattn.evaluation import Comparison, compare, load_dataset
+from xattn.evaluation import compare, load_dataset
 from xattn.explanations import DEFAULT_METHODS, explain
-from xattn.model import load
+from xattn.model import AblateHeads, Boost, Scale, Suppress, Uniform, ZeroValues, load, mark
+from xattn.model.interventions import Intervenable
 from xattn.registry import defaults
 from xattn.registry import methods as registry
 from xattn.report import maps as map_pages
 from xattn.report import page, tokens
-from xattn.types import Attribution, Quantity
+from xattn.terminal import (
+    console,
+    in_unit,
+    say_written,
+    show_attributions,
+    show_effect,
+    show_leaderboard,
+    to_json,
+)
+from xattn.types import Quantity
 
 # Attention in the first layer beside the last: the report says if the result turns on the choice.
 COMPARED = (*DEFAULT_METHODS, "attention:layer=0")
@@ -40,8 +47,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
-
 TextArgument = Annotated[str, typer.Argument(help="The text to explain.", show_default=False)]
 PairOption = Annotated[
     str | None,
@@ -207,6 +212,130 @@ def explain_command(
     say_written(html, png, json)
 
 
+@command("edit")
+def edit_command(
+    text: TextArgument = EXAMPLE,
+    suppress: Annotated[
+        list[str] | None,
+        typer.Option("--suppress", help="Let no token look at these words; repeatable."),
+    ] = None,
+    boost: Annotated[
+        list[str] | None,
+        typer.Option("--boost", help="Multiply the attention to these words; repeatable."),
+    ] = None,
+    factor: Annotated[float, typer.Option("--factor", help="By how much --boost multiplies.")] = 5,
+    emphasize: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--emphasize",
+            help="Steer: multiply the attention to everything but these words by 0.01; repeatable.",
+        ),
+    ] = None,
+    zero_values: Annotated[
+        list[str] | None,
+        typer.Option("--zero-values", help="Let these words hand nothing on; repeatable."),
+    ] = None,
+    ablate: Annotated[bool, typer.Option("--ablate", help="Switch the heads off.")] = False,
+    uniform: Annotated[bool, typer.Option("--uniform", help="Look everywhere alike.")] = False,
+    after_softmax: Annotated[
+        bool, typer.Option("--after-softmax", help="Do not bring rows back to their sum.")
+    ] = False,
+    layers: Annotated[
+        str | None,
+        typer.Option("--layers", help="As 4-6 or 0,2,-1.", show_default="all"),
+    ] = None,
+    heads: Annotated[
+        str | None, typer.Option("--heads", help="As 0-3 or 1,5.", show_default="all")
+    ] = None,
+    stack: Annotated[
+        str | None,
+        typer.Option("--stack", help="encoder, decoder or cross, of an encoder-decoder."),
+    ] = None,
+    pair: PairOption = None,
+    methods: MethodsOption = None,
+    model: ModelOption = None,
+    task: TaskOption = None,
+    at: AtOption = None,
+    label: LabelOption = None,
+    against: AgainstOption = None,
+    chat: ChatOption = False,
+    new_tokens: NewTokensOption = 12,
+    unit: Annotated[str, typer.Option("--unit", help="token, word or sentence.")] = "token",
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float32",
+    revision: RevisionOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Change attention on one text and show prediction and explanation before and after."""
+    specs = chosen_methods(methods, ["attention_gradient", "integrated_gradients"])
+    for spec in specs:
+        registry.build(spec)
+    one_of("--unit", unit, ("token", "word", "sentence"))
+    where: dict[str, Any] = {
+        "layers": numbers("--layers", layers),
+        "heads": numbers("--heads", heads),
+        "stack": stack,
+    }
+    keep = not after_softmax
+    edits: list[Intervenable] = []
+    if suppress:
+        edits.append(Suppress("suppress", renormalize=keep, **where))
+    if boost:
+        edits.append(Boost("boost", factor, renormalize=keep, **where))
+    if emphasize:
+        edits.append(Scale("emphasize", 0.01, renormalize=keep, others=True, **where))
+    if zero_values:
+        edits.append(ZeroValues("zero", **where))
+    if ablate:
+        edits.append(AblateHeads(**where))
+    if uniform:
+        edits.append(Uniform(**where))
+    if not edits:
+        raise InputError(
+            "no edit is named",
+            expected="--suppress, --boost, --emphasize, --zero-values, --ablate or --uniform",
+        )
+    loaded = load(model, task=task, device=device, dtype=dtype, revision=revision)
+    [encoding] = loaded.encode(
+        [[{"role": "user", "content": text}] if chat else text], None if pair is None else [pair]
+    )
+    marks = {"suppress": suppress, "boost": boost, "emphasize": emphasize, "zero": zero_values}
+    for name, words in marks.items():
+        if words:
+            encoding = mark(encoding, name, words=words)
+    result = effect(
+        loaded,
+        encoding,
+        edits,
+        specs,
+        label=label,
+        against=against,
+        at=at,
+        max_new_tokens=new_tokens,
+    )
+    show_effect(result, unit)
+
+
+def numbers(option: str, value: str | None) -> list[int] | None:
+    """Return the numbers that an option lists, as ``4-6`` or ``0,2,-1``; None without it.
+
+    Examples
+    --------
+    >>> numbers("--layers", "4-6,0,-1")
+    [4, 5, 6, 0, -1]
+    """
+    if value is None:
+        return None
+    found: list[int] = []
+    for part in value.split(","):
+        match = re.fullmatch(r"\s*(-?\d+)(?:-(\d+))?\s*", part)
+        if match is None or (match[2] and int(match[2]) < int(match[1])):
+            raise InputError(option, got=repr(value), expected="numbers as 4-6 or 0,2,-1")
+        first = int(match[1])
+        found += range(first, int(match[2]) + 1) if match[2] else [first]
+    return found
+
+
 @command("compare")
 def compare_command(
     methods: MethodsOption = None,
@@ -361,67 +490,3 @@ def in_range(option: str, value: int | None, count: int) -> None:
     """Raise `InputError` unless `value` counts from 0 to below `count`."""
     if value is not None and not 0 <= value < count:
         raise InputError(option, got=str(value), expected=f"0 to {count - 1}")
-
-
-def in_unit(item: Attribution, unit: str) -> Attribution:
-    """Return the attribution with one score a token, word or sentence."""
-    if unit == "word":
-        return item.words()
-    return item.sentences() if unit == "sentence" else item
-
-
-def to_json(items: list[Attribution]) -> str:
-    """Return a JSON list, one object a method."""
-    return jsonlib.dumps([item.to_dict() for item in items], indent=2)
-
-
-def show_attributions(items: list[Attribution]) -> None:
-    """Print coloured tokens, one line a method."""
-    first = items[0]
-    console.print(f"[bold]{escape(first.verdict)}[/bold], explained: {escape(first.target)}")
-    width = max(len(item.method) for item in items)
-    for item in items:
-        line = Text(f"{item.method:>{width}}  ", style="dim")
-        largest = float(abs(item.scores).max(initial=0.0))
-        for piece in item.pieces():
-            if piece.token is None:
-                line.append(piece.text)
-                continue
-            score = float(item.scores[piece.token])
-            red, green, blue = render.rgb(score, largest)
-            ink = "white" if render.dark(score, largest) else "black"
-            line.append(piece.text, style=f"{ink} on rgb({red},{green},{blue})")
-        console.print(line)
-        if not console.is_terminal:
-            ranked = sorted(zip(item.scores, item.tokens, strict=True), reverse=True)
-            best = ", ".join(f"{token} {score:+.3f}" for score, token in ranked[:5])
-            console.print(f"{'':>{width}}  {best}", style="dim")
-        if item.gap is not None:
-            console.print(f"{'':>{width}}  completeness gap {item.gap:+.2g}", style="dim")
-
-
-def show_leaderboard(result: Comparison) -> None:
-    """Print the methods by area between the curves, with intervals."""
-    for operator in dict.fromkeys(result.scores["operator"]):
-        table = Table(title=f"faithfulness, tokens removed by {operator}")
-        table.add_column("method", overflow="fold")
-        for column in ("ABPC ↑", "95 % interval", "compreh. ↑", "suffic. ↓"):
-            table.add_column(column, justify="right", no_wrap=True)
-        summary = result.summary()
-        summary = summary[summary["operator"] == operator].set_index(["method", "metric"])
-        for method in result.leaderboard(str(operator), "abpc")["method"]:
-            area = summary.loc[(method, "abpc")]
-            table.add_row(
-                str(method),
-                f"{area['mean']:.3f}",
-                "-" if area["n"] < 2 else f"{area['low']:.3f} to {area['high']:.3f}",
-                f"{summary.loc[(method, 'comprehensiveness'), 'mean']:.3f}",
-                f"{summary.loc[(method, 'sufficiency'), 'mean']:.3f}",
-            )
-        console.print(table)
-
-
-def say_written(*paths: Path | None) -> None:
-    """Print the names of the files that were written."""
-    for path in filter(None, paths):
-        console.print(f"wrote {path}", soft_wrap=True, markup=False)

@@ -123,18 +123,43 @@ def explain(
     >>> result[0].prediction
     'negative'
     """
-    built = [registry.build(m) if isinstance(m, str) else m for m in methods]
-    if not built:
-        raise InputError("no method is named", expected="one or more", remedy="see xattn methods")
+    built = _built(methods)
     if not texts:
         raise InputError("no text is given", expected="one or more")
     encodings = _encoded(model, texts, pairs, truncate)
     if model.task.name == "generate" and at != "next" and all(e.pair is None for e in encodings):
         encodings = model.generate(encodings, max_new_tokens)
-    if any("attention" in method.declaration.needs for method in built):
-        model.attach()  # the verification is nobody's cost
     asked = model.aims(encodings, label, against, at)
     cases = [(e, aim) for e, aims in zip(encodings, asked, strict=True) for aim in aims]
+    return explain_aims(model, cases, built, quantity, progress)
+
+
+def _built(methods: Sequence[str | Method]) -> list[Method]:
+    if not methods:
+        raise InputError("no method is named", expected="one or more", remedy="see xattn methods")
+    return [registry.build(m) if isinstance(m, str) else m for m in methods]
+
+
+def explain_aims(
+    model: Model,
+    cases: Sequence[tuple[Encoding, Aim]],
+    methods: Sequence[str | Method] = DEFAULT_METHODS,
+    quantity: Quantity = "logit",
+    progress: Callable[[int], None] | None = None,
+) -> Explanations:
+    """Explain texts whose targets are chosen already; see `explain`.
+
+    Parameters
+    ----------
+    model : Model
+    cases : sequence of (Encoding, Aim)
+        A text may come several times, with an aim each; see `Model.aims`.
+    methods, quantity, progress
+        As in `explain`; `progress` counts cases.
+    """
+    built = _built(methods)
+    if any("attention" in method.declaration.needs for method in built):
+        model.attach()  # the verification is nobody's cost
     results: dict[tuple[int, int], Attribution] = {}
     for positions, batch in model.batches([encoding for encoding, _ in cases]):
         aims = [cases[i][1] for i in positions]

@@ -168,6 +168,8 @@ class Aim:
     """Of that prediction, 0..1; None for regression."""
     against: tuple[int, ...] | None = None
     """The class that is subtracted at each place, or None."""
+    at: str | int | None = None
+    """What to ask for to get to the same place again; see `Model.aims`."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -99,7 +99,12 @@ def no_place(task: Task, at: At) -> InputError:
 
 
 def _class_aims(
-    model: Model, logits: Tensor, question: Question, position: int, where: str
+    model: Model,
+    logits: Tensor,
+    question: Question,
+    position: int = 0,
+    where: str = "",
+    at: At = None,
 ) -> Iterator[Aim]:
     """Yield one aim for the class that a question means at a position, or for each class."""
     if model.link == "identity":
@@ -129,6 +134,7 @@ def _class_aims(
             prediction=prediction,
             probability=probability,
             against=None if other is None else (other,),
+            at=at,
         )
 
 
@@ -156,7 +162,7 @@ class Classify(Task):
         self, model: Model, encoding: Encoding, rows: Rows, question: Question
     ) -> Iterator[Aim]:
         """Yield the class of the text; by default the predicted one."""
-        yield from _class_aims(model, rows(0), question, 0, "")
+        yield from _class_aims(model, rows(0), question)
 
 
 class Image(Classify):
@@ -182,7 +188,9 @@ class Tag(Task):
     ) -> Iterator[Aim]:
         """Yield the tag of a word or token; by default of each that is tagged other than O."""
         for position, word in self._words(model, encoding, rows, question.at):
-            yield from _class_aims(model, rows(position), question, position, f" at {word!r}")
+            where = f" at {word!r}"
+            again = f"token:{position}"
+            yield from _class_aims(model, rows(position), question, position, where, again)
 
     def _words(self, model: Model, encoding: Encoding, rows: Rows, at: At) -> list[tuple[int, str]]:
         """Return the position and name of each place that `at` means."""
@@ -260,6 +268,7 @@ class Answer(Task):
             words=f"{at} of the answer {_between(encoding, *chosen)!r}",
             prediction=_between(encoding, *best),
             probability=float((start_logits[best[0]] + end_logits[best[1]]).exp()),
+            at=at,
         )
 
     def _span(self, encoding: Encoding, inside: Any, label: Label) -> tuple[int, int]:
@@ -287,7 +296,7 @@ def _between(encoding: Encoding, first: int, last: int) -> str:
 
 
 def _token_aim(
-    model: Model, logits: Tensor, position: int, label: int | None, against: Label | None
+    model: Model, logits: Tensor, position: int, label: int | None, against: Label | None, at: At
 ) -> Aim:
     """Return the aim of one vocabulary token at a position; by default the predicted one."""
     best = int(logits.argmax())
@@ -307,6 +316,7 @@ def _token_aim(
         prediction=model.class_name(best),
         probability=float(logits.softmax(-1)[best]),
         against=None if other is None else (other,),
+        at=at,
     )
 
 
@@ -344,7 +354,8 @@ class Fill(Task):
         """Yield the token at each mask; by default the predicted one."""
         label = None if question.label is None else model.label_id(question.label)
         for position in self.positions(model, encoding, question):
-            yield _token_aim(model, rows(position), position, label, question.against)
+            again = f"token:{position}"
+            yield _token_aim(model, rows(position), position, label, question.against, again)
 
 
 class Generate(Task):
@@ -405,6 +416,7 @@ class Generate(Task):
                 words="the whole continuation",
                 prediction=encoding.pair or "",
                 probability=float(np.exp(total)),
+                at="whole",
             )
             return
         if question.label is not None and len(positions) > 1:
@@ -413,12 +425,13 @@ class Generate(Task):
                 got=repr(question.label),
                 remedy="name the token that it stands for (--at next or a number)",
             )
-        for position in positions:
+        for number, position in enumerate(positions):
             label = int(ids[position + 1]) if position + 1 < len(ids) else None
             label = label if question.at != "next" else None
             if question.label is not None:
                 label = model.label_id(question.label)
-            yield _token_aim(model, rows(position), position, label, question.against)
+            at = number if question.at in (None, "each") else question.at
+            yield _token_aim(model, rows(position), position, label, question.against, at)
 
 
 TASKS: dict[str, Task] = {

@@ -1,0 +1,102 @@
+"""What the commands print: coloured tokens, tables, names of files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from xattn import render
+from xattn.effects import Effect
+from xattn.evaluation import Comparison
+from xattn.types import Attribution
+
+console = Console()
+
+
+def in_unit(item: Attribution, unit: str) -> Attribution:
+    """Return the attribution with one score a token, word or sentence."""
+    if unit == "word":
+        return item.words()
+    return item.sentences() if unit == "sentence" else item
+
+
+def to_json(items: list[Attribution]) -> str:
+    """Return a JSON list, one object a method."""
+    return json.dumps([item.to_dict() for item in items], indent=2)
+
+
+def show_attributions(items: Sequence[Attribution], heading: str = "") -> None:
+    """Print coloured tokens, one line a method."""
+    first = items[0]
+    console.print(
+        f"{heading}[bold]{escape(first.verdict)}[/bold], explained: {escape(first.target)}"
+    )
+    width = max(len(item.method) for item in items)
+    for item in items:
+        line = Text(f"{item.method:>{width}}  ", style="dim")
+        largest = float(abs(item.scores).max(initial=0.0))
+        for piece in item.pieces():
+            if piece.token is None:
+                line.append(piece.text)
+                continue
+            score = float(item.scores[piece.token])
+            red, green, blue = render.rgb(score, largest)
+            ink = "white" if render.dark(score, largest) else "black"
+            line.append(piece.text, style=f"{ink} on rgb({red},{green},{blue})")
+        console.print(line)
+        if not console.is_terminal:
+            ranked = sorted(zip(item.scores, item.tokens, strict=True), reverse=True)
+            best = ", ".join(f"{token} {score:+.3f}" for score, token in ranked[:5])
+            console.print(f"{'':>{width}}  {best}", style="dim")
+        if item.gap is not None:
+            console.print(f"{'':>{width}}  completeness gap {item.gap:+.2g}", style="dim")
+
+
+def show_leaderboard(result: Comparison) -> None:
+    """Print the methods by area between the curves, with intervals."""
+    for operator in dict.fromkeys(result.scores["operator"]):
+        table = Table(title=f"faithfulness, tokens removed by {operator}")
+        table.add_column("method", overflow="fold")
+        for column in ("ABPC ↑", "95 % interval", "compreh. ↑", "suffic. ↓"):
+            table.add_column(column, justify="right", no_wrap=True)
+        summary = result.summary()
+        summary = summary[summary["operator"] == operator].set_index(["method", "metric"])
+        for method in result.leaderboard(str(operator), "abpc")["method"]:
+            area = summary.loc[(method, "abpc")]
+            table.add_row(
+                str(method),
+                f"{area['mean']:.3f}",
+                "-" if area["n"] < 2 else f"{area['low']:.3f} to {area['high']:.3f}",
+                f"{summary.loc[(method, 'comprehensiveness'), 'mean']:.3f}",
+                f"{summary.loc[(method, 'sufficiency'), 'mean']:.3f}",
+            )
+        console.print(table)
+
+
+def say_written(*paths: Path | None) -> None:
+    """Print the names of the files that were written."""
+    for path in filter(None, paths):
+        console.print(f"wrote {path}", soft_wrap=True, markup=False)
+
+
+def show_effect(result: Effect, unit: str) -> None:
+    """Print predictions and explanations before and after an edit."""
+    if result.probabilities:
+        table = Table()
+        for column in ("", "before", "after"):
+            table.add_column(column, justify="right" if column else "left")
+        for name, before, after in result.probabilities:
+            table.add_row(escape(repr(name)), f"{before:.1%}", f"{after:.1%}")
+        console.print(table)
+    groups = [list(part.by_text()) for part in (result.before, result.after)]
+    for number in range(max(map(len, groups))):
+        for heading, part in zip(("before: ", "after:  "), groups, strict=True):
+            if number < len(part):
+                show_attributions([in_unit(item, unit) for item in part[number]], heading)
+    console.print("the prediction changed" if result.changed else "the prediction stayed")
