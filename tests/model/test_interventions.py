@@ -19,6 +19,7 @@ from xattn.model import (
     Edit,
     Frozen,
     Intervention,
+    Mass,
     Model,
     Permuted,
     Scale,
@@ -31,6 +32,7 @@ from xattn.model import (
 )
 from xattn.model.interventions import check, needs
 from xattn.model.places import Layout, Places
+from xattn.registry import methods
 from xattn.testing import TEXTS, state
 from xattn.types import Batch
 
@@ -210,6 +212,42 @@ def test_repeated_and_reordered_rows_carry_their_marks(demo: Model) -> None:
         plain = demo.logits(batch.inputs)
         again = demo.logits({name: tensor[index] for name, tensor in batch.inputs.items()})
     torch.testing.assert_close(again, plain[index], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["bert", "llama", "deberta-v2"])
+def test_half_precision(tiny_of: Callable[..., Model], name: str, dtype: torch.dtype) -> None:
+    model = tiny_of(name)
+    model.network.to(dtype)
+    batch = marked_batch(model)
+    hit = batch.inputs["mark:m"].bool()[:, None, None, :]
+    for maps in maps_under(model, batch, Suppress("m")):
+        assert bool(maps.isfinite().all())
+        assert float((real_rows(batch, maps * hit).max(-1).values == 0).float().mean()) > 0.9
+    for edit in (Uniform(), Permuted(), Scale("m", 1e-30), Boost("m", 1e30)):
+        with model.edit(edit):
+            assert bool(model.logits(batch.inputs).isfinite().all())
+
+
+def test_heads_found_by_numpy_are_heads(demo: Model) -> None:
+    batch = marked_batch(demo)
+    found = np.flatnonzero([True, False, True, False])
+    edit = Suppress("m", layers=found[:1], heads={int(found[0]): found}.get(0), queries=found)
+    with demo.edit(edit):
+        got = demo.logits(batch.inputs)
+    with demo.edit(Suppress("m", layers=[0], heads=[0, 2], queries=[0, 2])):
+        assert demo.logits(batch.inputs).equal(got)
+
+
+def test_a_reading_is_the_sum_of_the_edited_maps(tiny: Model) -> None:
+    batch = marked_batch(tiny)
+    reading = Mass("m", layers=[1], queries=range(2))
+    [_, maps, _] = maps_under(tiny, batch, Scale("m", 3.0), reading)
+    [(_, mass)] = reading.found
+    expected = (maps * batch.inputs["mark:m"][:, None, None, :]).sum(-1)
+    expected[:, :, 2:] = 0
+    torch.testing.assert_close(mass, expected)
+    assert float(mass.max()) > 0.01
 
 
 # ----------------------------------------------------------------- other kinds
@@ -501,6 +539,20 @@ def test_everything_is_undone_after_a_refusal_in_the_middle(demo: Model) -> None
         demo.logits(batch.inputs)
     assert state(demo) == before
     assert demo.logits(batch.inputs).equal(plain)
+
+
+@pytest.mark.parametrize("name", [m for m in methods.names() if m != "random"])
+def test_every_method_explains_the_edited_model(demo: Model, name: str) -> None:
+    """A token that nobody looks at has no say: the first layer hides its embedding from others."""
+    batch = marked_batch(demo)
+    method = methods.build(name)
+    target = demo.target(batch)
+    plain = method(demo, batch, target)
+    with demo.edit(Suppress("m")):
+        edited = method(demo, batch, target)
+    hit = batch.inputs["mark:m"].bool()
+    assert float(plain[hit].abs().max()) > 1e-3
+    assert float(edited[hit].abs().max()) < 1e-5 < float(edited[~hit].abs().max())
 
 
 def test_methods_run_under_edits(demo: Model) -> None:

@@ -7,9 +7,10 @@ have room that is not used yet, and beams repeat the texts. All of that arithmet
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -103,14 +104,15 @@ class Layout:
         return chosen
 
 
-def _index(kind: str, number: int, count: int, where: str) -> int:
-    if isinstance(number, bool) or not isinstance(number, int) or not -count <= number < count:
+def _index(kind: str, number: SupportsIndex, count: int, where: str) -> int:
+    whole = not isinstance(number, (bool, str)) and isinstance(number, SupportsIndex)
+    if not whole or not -count <= operator.index(number) < count:
         raise InputError(
             f"{kind} {where}".strip() + " is out of range",
             got=repr(number),
             expected=f"0 to {count - 1}, or -1 to -{count} from the last",
         )
-    return number % count
+    return operator.index(number) % count
 
 
 class Places:
@@ -218,6 +220,7 @@ class Places:
             ``[batch, token]`` bool, or positions, which may lie in text that is yet to come.
         """
         rows, _, count, _ = self._shapes[site]
+        self._check_queries(site, self.layout.sides(site)[0], count)
         first = self.first_query(site)
         if isinstance(flags, Tensor):
             return self._at(site, flags, first, count, rows)[:, None, :, None]
@@ -227,8 +230,10 @@ class Places:
     def first_query(self, site: Site) -> int:
         """Return the position of a site's first query in its text."""
         side = self.layout.sides(site)[0]
+        if side != self._growing or not self._seen:
+            return 0
         self._check_queries(site, side, self._shapes[site][2])
-        return self._seen if side == self._growing else 0
+        return self._seen
 
     def first_key(self, site: Site) -> int:
         """Return the position of a site's first key in its text."""
