@@ -398,6 +398,8 @@ def test_mean_ablation_and_scale_are_the_closed_form(tiny: Model) -> None:
         (lambda: Suppress("m", heads={}), "no layer is chosen"),
         (lambda: Suppress("m", heads=[]), "no head is chosen"),
         (lambda: Suppress("m", layers=["0"]), "layer is out of range: got '0'"),
+        (lambda: Suppress("m", layers=2), r"layers are given one by one: got 2, expected \[2\]"),
+        (lambda: Suppress("m", heads=0), "heads are given one by one: got 0"),
         (lambda: Suppress("m", stack="cross"), "unknown stack.*'cross', expected none"),
         (lambda: Suppress("m", queries=[-1]), "queries are given by a mark or by positions"),
         (lambda: Suppress("m", queries=[]), "queries are given"),
@@ -482,6 +484,26 @@ def test_attention_that_is_not_between_the_tokens_is_refused() -> None:
         assert change is not None
         with pytest.raises(AttentionError, match=message):
             change(site, scores)
+
+
+def test_images_beside_a_text_have_marks_of_their_own() -> None:
+    text, patches = Site("text", 0), Site("patches", 0)
+    layout = Layout({patches: 1, text: 1}, {patches: "vision", text: "text"})
+    inputs = {
+        "input_ids": torch.zeros(1, 3),
+        "mark:m": torch.tensor([[0, 1, 0]]),
+        "vision_mark:p": torch.tensor([[1, 0, 0, 0]]),
+    }
+    places = Places(layout, inputs)
+    places.begin(torch.nn.Identity(), (), inputs)
+    before = {patches: torch.zeros(1, 1, 4, 4), text: torch.zeros(1, 1, 3, 3)}
+    for edit, changed, column in ((Suppress("m"), text, 1), (Suppress("p"), patches, 0)):
+        change = edit.resolve(places).scores
+        assert change is not None
+        for site, scores in before.items():
+            after = change(site, places.note(site, scores))
+            hidden = (after < -1e9).all((0, 1, 2)).nonzero().flatten().tolist()
+            assert hidden == ([column] if site == changed else [])
 
 
 def test_a_site_that_was_not_counted_is_refused() -> None:

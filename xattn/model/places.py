@@ -25,6 +25,10 @@ Heads = Sequence[int] | Mapping[int, Sequence[int]]
 TARGET = "decoder_"
 """What the names of inputs begin with that belong to the decoder of an encoder-decoder."""
 
+TEXT_STACKS = ("", "encoder", "decoder", "cross", "text")
+"""Stacks that read the tokens of a text; others (``vision``) have tokens, and marks, of their own:
+``vision_mark:``."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -42,9 +46,11 @@ class Layout:
 
     def sides(self, site: Site) -> tuple[str, str]:
         """Return what the names of the inputs begin with that a site's queries and keys are of."""
+        stack = self.stack(site)
+        if stack not in TEXT_STACKS:
+            return f"{stack}_", f"{stack}_"
         if "cross" not in self.stacks.values():
             return "", ""
-        stack = self.stack(site)
         return (
             TARGET if stack in ("decoder", "cross") else "",
             TARGET if stack == "decoder" else "",
@@ -77,6 +83,11 @@ class Layout:
                 got=repr(stack),
                 expected=" or ".join(map(repr, known)) if known != [""] else "none: there is one",
             )
+        for kind, given in (("layers", layers), ("heads", heads)):
+            if given is not None and not isinstance(given, Collection):
+                raise InputError(
+                    f"{kind} are given one by one", got=repr(given), expected=f"[{given!r}]"
+                )
         if isinstance(heads, Mapping):
             if layers is not None:
                 raise InputError(
