@@ -19,6 +19,7 @@ from xattn.model import (
     Edit,
     Frozen,
     Intervention,
+    Mass,
     Model,
     Permuted,
     Scale,
@@ -31,6 +32,7 @@ from xattn.model import (
 )
 from xattn.model.interventions import check, needs
 from xattn.model.places import Layout, Places
+from xattn.registry import methods
 from xattn.testing import TEXTS, state
 from xattn.types import Batch
 
@@ -212,6 +214,42 @@ def test_repeated_and_reordered_rows_carry_their_marks(demo: Model) -> None:
     torch.testing.assert_close(again, plain[index], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["bert", "llama", "deberta-v2"])
+def test_half_precision(tiny_of: Callable[..., Model], name: str, dtype: torch.dtype) -> None:
+    model = tiny_of(name)
+    model.network.to(dtype)
+    batch = marked_batch(model)
+    hit = batch.inputs["mark:m"].bool()[:, None, None, :]
+    for maps in maps_under(model, batch, Suppress("m")):
+        assert bool(maps.isfinite().all())
+        assert float((real_rows(batch, maps * hit).max(-1).values == 0).float().mean()) > 0.9
+    for edit in (Uniform(), Permuted(), Scale("m", 1e-30), Boost("m", 1e30)):
+        with model.edit(edit):
+            assert bool(model.logits(batch.inputs).isfinite().all())
+
+
+def test_heads_found_by_numpy_are_heads(demo: Model) -> None:
+    batch = marked_batch(demo)
+    found = np.flatnonzero([True, False, True, False])
+    edit = Suppress("m", layers=found[:1], heads={int(found[0]): found}.get(0), queries=found)
+    with demo.edit(edit):
+        got = demo.logits(batch.inputs)
+    with demo.edit(Suppress("m", layers=[0], heads=[0, 2], queries=[0, 2])):
+        assert demo.logits(batch.inputs).equal(got)
+
+
+def test_a_reading_is_the_sum_of_the_edited_maps(tiny: Model) -> None:
+    batch = marked_batch(tiny)
+    reading = Mass("m", layers=[1], queries=range(2))
+    [_, maps, _] = maps_under(tiny, batch, Scale("m", 3.0), reading)
+    [(_, mass)] = reading.found
+    expected = (maps * batch.inputs["mark:m"][:, None, None, :]).sum(-1)
+    expected[:, :, 2:] = 0
+    torch.testing.assert_close(mass, expected)
+    assert float(mass.max()) > 0.01
+
+
 # ----------------------------------------------------------------- other kinds
 
 
@@ -360,6 +398,8 @@ def test_mean_ablation_and_scale_are_the_closed_form(tiny: Model) -> None:
         (lambda: Suppress("m", heads={}), "no layer is chosen"),
         (lambda: Suppress("m", heads=[]), "no head is chosen"),
         (lambda: Suppress("m", layers=["0"]), "layer is out of range: got '0'"),
+        (lambda: Suppress("m", layers=2), r"layers are given one by one: got 2, expected \[2\]"),
+        (lambda: Suppress("m", heads=0), "heads are given one by one: got 0"),
         (lambda: Suppress("m", stack="cross"), "unknown stack.*'cross', expected none"),
         (lambda: Suppress("m", queries=[-1]), "queries are given by a mark or by positions"),
         (lambda: Suppress("m", queries=[]), "queries are given"),
@@ -446,6 +486,26 @@ def test_attention_that_is_not_between_the_tokens_is_refused() -> None:
             change(site, scores)
 
 
+def test_images_beside_a_text_have_marks_of_their_own() -> None:
+    text, patches = Site("text", 0), Site("patches", 0)
+    layout = Layout({patches: 1, text: 1}, {patches: "vision", text: "text"})
+    inputs = {
+        "input_ids": torch.zeros(1, 3),
+        "mark:m": torch.tensor([[0, 1, 0]]),
+        "vision_mark:p": torch.tensor([[1, 0, 0, 0]]),
+    }
+    places = Places(layout, inputs)
+    places.begin(torch.nn.Identity(), (), inputs)
+    before = {patches: torch.zeros(1, 1, 4, 4), text: torch.zeros(1, 1, 3, 3)}
+    for edit, changed, column in ((Suppress("m"), text, 1), (Suppress("p"), patches, 0)):
+        change = edit.resolve(places).scores
+        assert change is not None
+        for site, scores in before.items():
+            after = change(site, places.note(site, scores))
+            hidden = (after < -1e9).all((0, 1, 2)).nonzero().flatten().tolist()
+            assert hidden == ([column] if site == changed else [])
+
+
 def test_a_site_that_was_not_counted_is_refused() -> None:
     places = Places(Layout({Site("a", 0): 1}), {})
     with pytest.raises(AttentionError, match=r"attention at a#1, which was not there"):
@@ -501,6 +561,20 @@ def test_everything_is_undone_after_a_refusal_in_the_middle(demo: Model) -> None
         demo.logits(batch.inputs)
     assert state(demo) == before
     assert demo.logits(batch.inputs).equal(plain)
+
+
+@pytest.mark.parametrize("name", [m for m in methods.names() if m != "random"])
+def test_every_method_explains_the_edited_model(demo: Model, name: str) -> None:
+    """A token that nobody looks at has no say: the first layer hides its embedding from others."""
+    batch = marked_batch(demo)
+    method = methods.build(name)
+    target = demo.target(batch)
+    plain = method(demo, batch, target)
+    with demo.edit(Suppress("m")):
+        edited = method(demo, batch, target)
+    hit = batch.inputs["mark:m"].bool()
+    assert float(plain[hit].abs().max()) > 1e-3
+    assert float(edited[hit].abs().max()) < 1e-5 < float(edited[~hit].abs().max())
 
 
 def test_methods_run_under_edits(demo: Model) -> None:

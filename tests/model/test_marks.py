@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from xattn.errors import InputError
+from xattn.evaluation.operators import get_operator
 from xattn.model import Model, mark
 from xattn.types import Encoding
 
@@ -121,3 +122,14 @@ def test_a_batch_of_differing_marks_is_refused(demo: Model) -> None:
     first, second = demo.encode(["Dull film.", "Good film."])
     with pytest.raises(InputError, match=r"the same marks.*mark:m"):
         demo.batch([first, mark(second, "m", words="film")])
+
+
+def test_marks_are_removed_with_their_tokens(demo: Model) -> None:
+    encoding = mark(demo.encode(["A dull film, a dull plot."])[0], "m", words="dull")
+    keep = np.ones((2, len(encoding)), dtype=bool)
+    keep[0, np.flatnonzero(encoding.row["mark:m"])[0]] = False
+    keep[1] = False
+    one, none = get_operator("delete")(demo, encoding.row, keep)
+    pieces = demo.tokenizer.convert_ids_to_tokens(one["input_ids"].tolist())
+    assert [piece for piece, hit in zip(pieces, one["mark:m"], strict=True) if hit] == ["dull"]
+    assert none["mark:m"].tolist() == [0]

@@ -2,11 +2,14 @@
 
 from xattn.model.ablation import AblateHeads, mean_outputs
 from xattn.model.adapter import Model
+from xattn.model.generation import Generation
 from xattn.model.interventions import Intervention
 from xattn.model.loading import load
 from xattn.model.marks import mark
+from xattn.model.reading import Mass
 from xattn.model.replacing import Frozen, Permuted, Uniform
 from xattn.model.scaling import Boost, Scale, Suppress, ZeroValues
+from xattn.model.steering import HeadProfile, profile_heads, steer
 from xattn.model.tap import Edit, Site
 from xattn.model.trace import Trace
 
@@ -15,7 +18,10 @@ __all__ = [
     "Boost",
     "Edit",
     "Frozen",
+    "Generation",
+    "HeadProfile",
     "Intervention",
+    "Mass",
     "Model",
     "Permuted",
     "Scale",
@@ -27,4 +33,6 @@ __all__ = [
     "load",
     "mark",
     "mean_outputs",
+    "profile_heads",
+    "steer",
 ]

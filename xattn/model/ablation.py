@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,7 +41,7 @@ class AblateHeads(OfQueries):
         How much of the deviation stays.
     """
 
-    mean: Sequence[Tensor | npt.NDArray[np.floating]] | None = None
+    mean: Sequence[Tensor | npt.NDArray[np.floating]] | None = field(default=None, repr=False)
     scale: float = 0.0
 
     needs = frozenset({"outputs"})

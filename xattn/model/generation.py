@@ -86,7 +86,8 @@ def generate(
     Raises
     ------
     InputError
-        If a prompt leaves no room, or prompts carry different marks.
+        If a prompt leaves no room, prompts carry different marks, or an option would change the
+        network.
     ModelError
         If the network cannot generate.
     """
@@ -97,8 +98,14 @@ def generate(
             expected="a causal language model or an encoder-decoder",
             remedy="load it with AutoModelForCausalLM or AutoModelForSeq2SeqLM",
         )
-    if isinstance(max_new_tokens, bool) or max_new_tokens < 1:
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise InputError("max_new_tokens", got=repr(max_new_tokens), expected="1 or more")
+    if "assistant_early_exit" in options:  # it cuts the network's own configuration short
+        raise InputError(
+            "a network that drafts for itself is changed by it, and stays changed after an error",
+            got="assistant_early_exit",
+            remedy="draft with prompt_lookup_num_tokens or another assistant_model",
+        )
     if limit is not None and not network.config.is_encoder_decoder:
         for number, row in enumerate(rows):
             if len(row["input_ids"]) + max_new_tokens > limit:

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -118,14 +119,15 @@ def check(edits: Sequence[Intervenable], layout: Layout, serves: Collection[str]
             raise InputError(
                 "not an edit", got=type(edit).__name__, expected="an Edit or an intervention"
             )
-        missing = needs(edit) - frozenset(serves)
+        reached = FIELDS.intersection(serves)
+        missing = needs(edit) - reached
         if missing:
             raise AttentionError(
                 f"{type(edit).__name__} cannot take effect in this model",
                 got=f"attention whose {' and '.join(sorted(missing))} can only be read"
-                if "probabilities" not in serves
+                if "probabilities" not in reached
                 else f"attention whose {' and '.join(sorted(missing))} cannot be reached",
-                expected=f"one of {', '.join(sorted(serves))}" if serves else "",
+                expected=f"one of {', '.join(sorted(reached))}" if reached else "",
                 remedy="remove or mask tokens instead (xattn evaluate)",
             )
         if isinstance(edit, Intervention):
@@ -245,10 +247,13 @@ class OfQueries(Intervention):
     queries: Queries | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        positions = self.queries
-        if isinstance(positions, str) or positions is None:
+        if self.queries is None or isinstance(self.queries, str):
             return
-        if not positions or not all(isinstance(p, int) and p >= 0 for p in _ends(positions)):
+        positions = self.queries
+        # A range may be too long to look through: its ends stand for it.
+        ends = (positions[:1], positions[-1:]) if isinstance(positions, range) else (positions,)
+        numbers = [p for part in ends for p in part]
+        if not numbers or not all(isinstance(p, (int, np.integer)) and p >= 0 for p in numbers):
             raise InputError(
                 "queries are given by a mark or by positions",
                 got=repr(positions),
@@ -275,8 +280,3 @@ class OfQueries(Intervention):
             return heads & places.queries(site, asking[site]).to(tensor.device)
 
         return chosen, flag
-
-
-def _ends(positions: Collection[int]) -> Collection[int]:
-    """Return the positions that stand for all: a range may be too long to look through."""
-    return (positions[0], positions[-1]) if isinstance(positions, range) else positions

@@ -7,9 +7,10 @@ have room that is not used yet, and beams repeat the texts. All of that arithmet
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,10 @@ Heads = Sequence[int] | Mapping[int, Sequence[int]]
 """Heads of every chosen layer, or of each layer by itself."""
 TARGET = "decoder_"
 """What the names of inputs begin with that belong to the decoder of an encoder-decoder."""
+
+TEXT_STACKS = ("", "encoder", "decoder", "cross", "text")
+"""Stacks that read the tokens of a text; others (``vision``) have tokens, and marks, of their own:
+``vision_mark:``."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +46,11 @@ class Layout:
 
     def sides(self, site: Site) -> tuple[str, str]:
         """Return what the names of the inputs begin with that a site's queries and keys are of."""
+        stack = self.stack(site)
+        if stack not in TEXT_STACKS:
+            return f"{stack}_", f"{stack}_"
         if "cross" not in self.stacks.values():
             return "", ""
-        stack = self.stack(site)
         return (
             TARGET if stack in ("decoder", "cross") else "",
             TARGET if stack == "decoder" else "",
@@ -76,6 +83,11 @@ class Layout:
                 got=repr(stack),
                 expected=" or ".join(map(repr, known)) if known != [""] else "none: there is one",
             )
+        for kind, given in (("layers", layers), ("heads", heads)):
+            if given is not None and not isinstance(given, Collection):
+                raise InputError(
+                    f"{kind} are given one by one", got=repr(given), expected=f"[{given!r}]"
+                )
         if isinstance(heads, Mapping):
             if layers is not None:
                 raise InputError(
@@ -103,14 +115,15 @@ class Layout:
         return chosen
 
 
-def _index(kind: str, number: int, count: int, where: str) -> int:
-    if isinstance(number, bool) or not isinstance(number, int) or not -count <= number < count:
+def _index(kind: str, number: SupportsIndex, count: int, where: str) -> int:
+    whole = not isinstance(number, (bool, str)) and isinstance(number, SupportsIndex)
+    if not whole or not -count <= operator.index(number) < count:
         raise InputError(
             f"{kind} {where}".strip() + " is out of range",
             got=repr(number),
             expected=f"0 to {count - 1}, or -1 to -{count} from the last",
         )
-    return number % count
+    return operator.index(number) % count
 
 
 class Places:
@@ -218,6 +231,7 @@ class Places:
             ``[batch, token]`` bool, or positions, which may lie in text that is yet to come.
         """
         rows, _, count, _ = self._shapes[site]
+        self._check_queries(site, self.layout.sides(site)[0], count)
         first = self.first_query(site)
         if isinstance(flags, Tensor):
             return self._at(site, flags, first, count, rows)[:, None, :, None]
@@ -227,8 +241,10 @@ class Places:
     def first_query(self, site: Site) -> int:
         """Return the position of a site's first query in its text."""
         side = self.layout.sides(site)[0]
+        if side != self._growing or not self._seen:
+            return 0
         self._check_queries(site, side, self._shapes[site][2])
-        return self._seen if side == self._growing else 0
+        return self._seen
 
     def first_key(self, site: Site) -> int:
         """Return the position of a site's first key in its text."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -117,7 +117,7 @@ class Frozen(OfQueries):
         must be that of the maps they replace: all heads, and the padding of the batch.
     """
 
-    maps: Sequence[Tensor | npt.NDArray[np.floating]]
+    maps: Sequence[Tensor | npt.NDArray[np.floating]] = field(repr=False)
 
     needs = frozenset({"probabilities"})
 
