@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from xattn.errors import AttentionError, InputError, ModelError, UnknownNameError
-from xattn.model import batching, borrow, encoding
+from xattn.model import batching, borrow, encoding, wrappers
 from xattn.model.tap import BACKENDS, Edit, Site, Tap, find_backend
 from xattn.types import AttentionMaps, Batch, Encoding, Quantity, Row, Target
 
@@ -64,8 +64,9 @@ class Model:
     Parameters
     ----------
     network : transformers.PreTrainedModel
-        A sequence classifier of any architecture.
-    tokenizer : transformers.PreTrainedTokenizerFast
+        A sequence classifier of any architecture; or a PEFT, compiled or parallel model around
+        one, see `wrappers.unwrapped`. Compiled models run uncompiled here.
+    tokenizer : transformers.PreTrainedTokenizerBase
     name : str
         What it is called in results.
     revision : str, optional
@@ -83,7 +84,9 @@ class Model:
         revision: str | None = None,
         budget: int = 2048,
     ) -> None:
-        self.network, self.tokenizer = network, tokenizer
+        self.network, self.shells = wrappers.unwrapped(network)
+        self.tokenizer = tokenizer
+        network = self.network
         self.name = name or type(network).__name__
         self.revision = revision
         self.passes = Passes()
@@ -116,8 +119,8 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
-        return next(self.network.parameters()).device  # type: ignore[no-any-return]
+        """Where inputs go; see `wrappers.device`."""
+        return wrappers.device(self.network)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -133,7 +136,8 @@ class Model:
         encodings = encoding.encode(
             self.tokenizer, texts, pairs, limit=self.limit, truncate=truncate
         )
-        rows = self.network.get_input_embeddings().num_embeddings
+        # the table may be wrapped (by PEFT), and then has no num_embeddings
+        rows = len(self.network.get_input_embeddings().weight)
         largest = max((int(e.row["input_ids"].max()) for e in encodings), default=0)
         if largest >= rows:
             raise ModelError(
@@ -257,6 +261,7 @@ class Model:
         """Hold the network for one forward pass, with the open edits and `recordings`."""
         edits = (*self._edits, *recordings)
         with self._lock, ExitStack() as stack:
+            stack.enter_context(wrappers.eager())
             stack.enter_context(borrow.frozen(self.network))
             stack.enter_context(borrow.padding_named(self.network, inputs))
             if edits:
@@ -471,6 +476,7 @@ class Model:
             "revision": self.revision,
             "weights": self._fingerprint(),
             "architecture": type(self.network).__name__,
+            "shells": list(self.shells),
             "parameters": sum(p.numel() for p in self.network.parameters()),
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -479,9 +485,9 @@ class Model:
         }
 
     def _fingerprint(self) -> str:
-        """Return the SHA-256 of all parameters: two models of one name may differ."""
+        """Return the SHA-256 of all weights: two models of one name may differ."""
         digest = hashlib.sha256()
-        for name, parameter in self.network.named_parameters():
+        for name, tensor in wrappers.weights(self.network):
             digest.update(name.encode())
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
