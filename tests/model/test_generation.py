@@ -26,11 +26,12 @@ from transformers import (
 
 from xattn.errors import InputError, ModelError
 from xattn.model import Edit, Mass, Permuted, Scale, Site, Suppress, Uniform, ZeroValues, borrow
+from xattn.model.attach import BACKENDS
 from xattn.model.generation import Generation, generate
 from xattn.model.interventions import Intervenable, check, resolved
 from xattn.model.places import Layout
 from xattn.model.steering import steer
-from xattn.model.tap import BACKENDS, Tap
+from xattn.model.tap import Tap
 from xattn.types import Row
 
 VOCABULARY = 50

@@ -28,6 +28,7 @@ from xattn.model import (
     interventions,
     prompts,
     provenance,
+    wrappers,
 )
 from xattn.model.attach import BACKENDS, Attached, find_backend
 from xattn.model.interventions import Intervenable
@@ -61,7 +62,8 @@ class Model:
     Parameters
     ----------
     network : transformers.PreTrainedModel
-        Of any architecture.
+        Of any architecture; or a PEFT, compiled or parallel model around one, see
+        `wrappers.unwrapped`. Compiled models run uncompiled here.
     tokenizer : transformers.PreTrainedTokenizerBase
     task : str, optional
         One of `xattn.model.tasks.TASKS`; by default what the network's class was made for.
@@ -83,7 +85,9 @@ class Model:
         revision: str | None = None,
         budget: int = 2048,
     ) -> None:
-        self.network, self.tokenizer = network, tokenizer
+        self.network, self.shells = wrappers.unwrapped(network)
+        self.tokenizer = tokenizer
+        network = self.network
         self.task: Task = task_of(type(network).__name__) if task is None else get_task(task)
         self.name = name or type(network).__name__
         self.revision = revision
@@ -115,8 +119,8 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
-        return next(self.network.parameters()).device  # type: ignore[no-any-return]
+        """Where inputs go; see `wrappers.device`."""
+        return wrappers.device(self.network)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -156,7 +160,7 @@ class Model:
             encodings = prompts.encode(self.network, self.tokenizer, texts, pairs, **options)
         else:
             encodings = encoding.encode(self.tokenizer, texts, pairs, **options)  # type: ignore[arg-type]
-        rows = self.network.get_input_embeddings().num_embeddings
+        rows = self._vocabulary
         largest = max((int(e.row["input_ids"].max()) for e in encodings), default=0)
         if largest >= rows:
             raise ModelError(
@@ -351,13 +355,17 @@ class Model:
     def label_id(self, label: str | int) -> int:
         """Return the number of a class, or of a token of the vocabulary, by name or number."""
         if not self.labels:
-            rows = self.network.get_input_embeddings().num_embeddings
-            return encoding.vocabulary_id(self.tokenizer, label, rows)
+            return encoding.vocabulary_id(self.tokenizer, label, self._vocabulary)
         if isinstance(label, str) and label in self.labels:
             return self.labels.index(label)
         if str(label).isdecimal() and int(label) < len(self.labels):
             return int(label)
         raise UnknownNameError("class", str(label), self.labels)
+
+    @property
+    def _vocabulary(self) -> int:
+        """How many tokens the embedding table knows; wrapped tables have no `num_embeddings`."""
+        return len(self.network.get_input_embeddings().weight)
 
     @property
     def mask_id(self) -> int:
@@ -414,6 +422,7 @@ class Model:
         """Hold the network for one forward pass, with the open edits and `recordings`."""
         edits = (*self._edits, *recordings)
         with self._lock, ExitStack() as stack:
+            stack.enter_context(wrappers.eager())
             stack.enter_context(borrow.frozen(self.network))
             stack.enter_context(borrow.padding_named(self.network, inputs))
             if edits:
@@ -733,6 +742,7 @@ class Model:
             "model": self.name,
             "revision": self.revision,
             "task": self.task.name,
+            "shells": list(self.shells),
             **provenance.circumstances(self.network),
         }
 

@@ -19,18 +19,24 @@ from xattn.model.tap import Site
 def frozen(network: nn.Module) -> Iterator[None]:
     """Put a network into evaluation mode without gradients of its parameters."""
     training = [module for module in network.modules() if module.training]
-    trainable = [p for p in network.parameters() if p.requires_grad]
+    # by name: offloaded parameters are other objects after every forward pass
+    trainable = [
+        (module, name)
+        for module in network.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.requires_grad
+    ]
     try:
         for module in training:
             module.training = False
-        for parameter in trainable:
-            parameter.requires_grad_(False)
+        for module, name in trainable:
+            getattr(module, name).requires_grad_(False)
         yield
     finally:
         for module in training:
             module.training = True
-        for parameter in trainable:
-            parameter.requires_grad_(True)
+        for module, name in trainable:
+            getattr(module, name).requires_grad_(True)
 
 
 @contextmanager

@@ -7,27 +7,27 @@ import platform
 from typing import Any
 
 import torch
-from torch import nn
+
+from xattn.model import wrappers
 
 
-def fingerprint(network: nn.Module) -> str:
-    """Return the SHA-256 of all parameters: two models of one name may differ."""
+def fingerprint(network: Any) -> str:
+    """Return the SHA-256 of all weights: two models of one name may differ."""
     digest = hashlib.sha256()
-    for name, parameter in network.named_parameters():
+    for name, tensor in wrappers.weights(network):
         digest.update(name.encode())
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
-def circumstances(network: nn.Module) -> dict[str, Any]:
+def circumstances(network: Any) -> dict[str, Any]:
     """Return weights, size and where they run."""
-    first = next(network.parameters())
     return {
         "weights": fingerprint(network),
         "architecture": type(network).__name__,
         "parameters": sum(p.numel() for p in network.parameters()),
-        "device": str(first.device),
-        "dtype": str(first.dtype).removeprefix("torch."),
+        "device": str(wrappers.device(network)),
+        "dtype": str(network.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
     }
