@@ -73,6 +73,44 @@ def test_explain_a_pair_and_another_class(run: Run) -> None:
     assert "logit of positive" in out
 
 
+def test_explain_in_spans_of_characters(run: Run) -> None:
+    code, out, _ = run("explain", "A dull, lifeless film.", "-m", "rollout", "--unit", "8-21")
+    assert code == 0
+    assert "lifeless film +" in out
+
+
+def test_edit_shows_before_and_after(run: Run) -> None:
+    code, out, _ = run("edit", "--suppress", "constant delight", "--layers", "0-3", "-m", "rollout")
+    assert code == 0
+    before, after = out.split("after: ")
+    assert "before: positive (" in before
+    assert after.startswith(" negative (")
+    assert out.count("explained: logit of positive") == 2
+    assert "the prediction changed" in after
+    code, out, _ = run("edit", "--uniform", "--heads", "0", "--layers", "0", "-m", "attention")
+    assert code == 0
+    assert "the prediction stayed" in out
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ((), "no edit is named"),
+    (("--suppress", "nowhere"), "is not in the text"),
+    (("--suppress", "thin", "--layers", "4-6"), "out of range: got 4, expected 0 to 3"),
+    (("--suppress", "thin", "--heads", "9"), "out of range: got 9"),
+    (("--suppress", "thin", "--layers", "6-4"), "numbers as 4-6"),
+    (("--boost", "thin", "--factor", "0.5"), "1 or more"),
+    (("--uniform", "--stack", "cross"), "unknown stack"),
+    (("--uniform", "--unit", "chapter"), "--unit"),
+])  # fmt: skip
+def test_edits_that_cannot_be_made(run: Run, arguments: tuple[str, ...], message: str) -> None:
+    code, out, err = run("edit", *arguments)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("xattn: ")
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
 def test_compare_writes_a_report(run: Run, tmp_path: Path) -> None:
     code, out, _ = run("compare", "--limit", "6", "--operators", "mask", "--out", "here")
     assert code == 0

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import xattn
-from xattn.errors import UnknownNameError
+from xattn.errors import InputError, UnknownNameError
 from xattn.model import Model
 from xattn.types import Attribution, Curve, Encoding, Target
 
@@ -123,3 +123,21 @@ def test_encodings_are_checked() -> None:
     with pytest.raises(ValueError, match="special"):
         Encoding("a", None, {}, ("a",), np.zeros(2, bool), np.zeros((1, 2), int), np.zeros(1, int),
                  np.zeros(1, int))  # fmt: skip
+
+
+def test_spans_are_summed_and_keep_the_total(demo: Model) -> None:
+    text = "A dull, lifeless film."
+    [item] = xattn.explain(demo, [text], ["integrated_gradients"])
+    spans = item.spans([(2, 6), (8, 21)])
+    assert spans.unit == "span"
+    assert [t for t, s in zip(spans.tokens, spans.segments, strict=True) if s >= 0] == [
+        "A", "dull", ",", "lifeless film", ".",
+    ]  # fmt: skip
+    assert float(spans.scores.sum()) == pytest.approx(float(item.scores.sum()), abs=1e-5)
+    inside = (item.offsets[:, 0] >= 8) & (item.offsets[:, 1] <= 21)
+    assert float(spans.scores[4]) == pytest.approx(float(item.scores[inside].sum()), abs=1e-5)
+    for wrong, message in (((5, 99), "a part of the 22"), ((6, 6), "a part"), ((7, 8), "no token")):
+        with pytest.raises(InputError, match=message):
+            item.spans([wrong])
+    with pytest.raises(InputError, match="another span"):
+        item.spans([(2, 6), (4, 12)])

@@ -6,9 +6,10 @@ import functools
 import re
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast, get_args
+from typing import Annotated, Any, TextIO, TypeVar, cast, get_args
 
 import typer
 from rich.console import Console
@@ -32,6 +33,7 @@ from xattn.terminal import (
     show_attributions,
     show_effect,
     show_leaderboard,
+    spans_of,
     to_json,
 )
 from xattn.types import Quantity
@@ -90,6 +92,10 @@ ChatOption = Annotated[
 NewTokensOption = Annotated[
     int, typer.Option("--new-tokens", help="Tokens to generate where no --pair continues the text.")
 ]
+UnitOption = Annotated[
+    str,
+    typer.Option("--unit", help="token, word, sentence, or spans of characters as 0-12,30-45."),
+]
 LabelOption = Annotated[
     str | None,
     typer.Option(
@@ -116,7 +122,9 @@ def command(name: str) -> Callable[[Command], Command]:
         @functools.wraps(function)
         def guarded(**options: Any) -> None:
             try:
-                function(**options)
+                with warnings.catch_warnings():
+                    warnings.showwarning = say_warning
+                    function(**options)
             except XattnError as error:
                 if options["debug"]:
                     raise
@@ -135,6 +143,18 @@ def command(name: str) -> Callable[[Command], Command]:
         return function
 
     return add
+
+
+def say_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning as one line, without the place in the source."""
+    print(f"xattn: note: {message}", file=sys.stderr)
 
 
 def chosen_methods(options: list[str] | None, default: Sequence[str]) -> list[str]:
@@ -170,7 +190,7 @@ def explain_command(
     quantity: Annotated[
         str, typer.Option("--quantity", help="logit, log_probability or probability.")
     ] = "logit",
-    unit: Annotated[str, typer.Option("--unit", help="token, word or sentence.")] = "token",
+    unit: UnitOption = "token",
     html: Annotated[Path | None, typer.Option("--html", help="Write a page.")] = None,
     png: Annotated[Path | None, typer.Option("--png", help="Write a picture.")] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write the scores.")] = None,
@@ -185,7 +205,7 @@ def explain_command(
     for spec in specs:
         registry.build(spec)  # before the model is loaded: a misspelt name shall cost no time
     one_of("--quantity", quantity, get_args(Quantity))
-    one_of("--unit", unit, ("token", "word", "sentence"))
+    check_unit(unit)
     check_outputs(png, html, json)
     loaded = load(model, task=task, device=device, dtype=dtype, revision=revision)
     result = explain(
@@ -260,7 +280,7 @@ def edit_command(
     against: AgainstOption = None,
     chat: ChatOption = False,
     new_tokens: NewTokensOption = 12,
-    unit: Annotated[str, typer.Option("--unit", help="token, word or sentence.")] = "token",
+    unit: UnitOption = "token",
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "float32",
     revision: RevisionOption = None,
@@ -270,7 +290,7 @@ def edit_command(
     specs = chosen_methods(methods, ["attention_gradient", "integrated_gradients"])
     for spec in specs:
         registry.build(spec)
-    one_of("--unit", unit, ("token", "word", "sentence"))
+    check_unit(unit)
     where: dict[str, Any] = {
         "layers": numbers("--layers", layers),
         "heads": numbers("--heads", heads),
@@ -484,6 +504,16 @@ def one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raise `InputError` unless `value` is allowed."""
     if value not in allowed:
         raise InputError(option, got=repr(value), expected="one of " + ", ".join(allowed))
+
+
+def check_unit(unit: str) -> None:
+    """Raise `InputError` unless `unit` is one that `in_unit` takes."""
+    if unit not in ("token", "word", "sentence") and spans_of(unit) is None:
+        raise InputError(
+            "--unit",
+            got=repr(unit),
+            expected="one of token, word, sentence, or spans as 0-12,30-45",
+        )
 
 
 def in_range(option: str, value: int | None, count: int) -> None:

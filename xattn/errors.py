@@ -30,6 +30,10 @@ class XattnError(Exception):
         super().__init__(" ".join((f"{line}; {remedy}" if remedy else line).split()))
 
 
+class XattnWarning(UserWarning):
+    """Something that a reader of the result has to know, in one line."""
+
+
 class InputError(XattnError, ValueError):
     """A text, data set, option or file that cannot be used."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,11 +20,28 @@ from xattn.types import Attribution
 console = Console()
 
 
+def spans_of(unit: str) -> list[tuple[int, int]] | None:
+    """Return the spans of characters that a unit lists, as ``0-12,30-45``; None if it does not.
+
+    Examples
+    --------
+    >>> spans_of("0-12,30-45")
+    [(0, 12), (30, 45)]
+    >>> spans_of("word")
+    """
+    if not re.fullmatch(r"\d+-\d+(,\d+-\d+)*", unit):
+        return None
+    return [(int(a), int(b)) for a, b in re.findall(r"(\d+)-(\d+)", unit)]
+
+
 def in_unit(item: Attribution, unit: str) -> Attribution:
-    """Return the attribution with one score a token, word or sentence."""
+    """Return the attribution with one score a token, word, sentence, or span of characters."""
     if unit == "word":
         return item.words()
-    return item.sentences() if unit == "sentence" else item
+    if unit == "sentence":
+        return item.sentences()
+    spans = spans_of(unit)
+    return item if spans is None else item.spans(spans)
 
 
 def to_json(items: list[Attribution]) -> str:

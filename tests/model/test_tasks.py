@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM, Qwen3NextConfig
 
 import xattn
 from xattn import evaluation
-from xattn.errors import InputError, ModelError, UnknownNameError
+from xattn.errors import InputError, ModelError, UnknownNameError, XattnWarning
 from xattn.model import Model
 from xattn.model.tasks import task_of
 from xattn.types import Target
@@ -349,3 +350,20 @@ def test_places_of_a_target_add_up_and_multiply() -> None:
     torch.testing.assert_close(
         value("probability"), torch.stack([p[0, 0, 1] * p[0, 1, 1], p[1, 0, 0]])
     )
+
+
+def test_layers_without_attention_are_said(tiny_of: Tiny) -> None:
+    kinds = ["linear_attention", "full_attention", "linear_attention", "full_attention"]
+    config = Qwen3NextConfig(
+        vocab_size=400, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, head_dim=8,
+        num_key_value_heads=2, intermediate_size=48, layer_types=kinds, num_experts=2,
+        num_experts_per_tok=1, moe_intermediate_size=16, shared_expert_intermediate_size=16,
+        linear_num_key_heads=2, linear_num_value_heads=2, linear_key_head_dim=8,
+        linear_value_head_dim=8, pad_token_id=0,
+    )  # fmt: skip
+    network = AutoModelForCausalLM.from_config(config).eval()
+    model = Model(network, tiny_of("qwen2", task="generate").tokenizer)
+    with pytest.warns(XattnWarning, match="2 layers of Qwen3NextForCausalLM mix tokens without"):
+        assert len(model.attach().sites) == 2
+    result = xattn.explain(model, ["A clumsy film"], ["rollout", "attention_gradient"], at="next")
+    assert all(np.isfinite(item.scores).all() for item in result)

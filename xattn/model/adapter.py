@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xattn.errors import AttentionError, InputError, ModelError, UnknownNameError
+from xattn.errors import AttentionError, InputError, ModelError, UnknownNameError, XattnWarning
 from xattn.model import (
     batching,
     borrow,
@@ -622,6 +623,14 @@ class Model:
                 attached = find_backend(self.network, forward)
                 self._links = chain(attached.sites, attached.shapes, probe.widths)
                 self._attached = attached
+                if attached.skipped:
+                    warnings.warn(
+                        f"{len(attached.skipped)} layers of {self.name} mix tokens without "
+                        f"attention ({attached.skipped[0]} ...): attention methods see the other "
+                        f"{len(attached.sites)} only",
+                        XattnWarning,
+                        stacklevel=2,
+                    )
             return self._attached
 
     def links(self) -> tuple[Link, ...]:
