@@ -169,6 +169,7 @@ TOWERS = {
 ENCODER, DECODER, TASK = "SequenceClassification", "CausalLM", "Seq2SeqLM"
 CAUSAL = {"causal": True}
 BY_SOFTMAX = {"backend": "softmax"}
+READ_ONLY: dict[str, Any] = {"backend": "maps", "serves": frozenset()}
 
 
 def _line(head: str, kind: str, sizes: dict[str, Any], **expected: Any) -> Architecture:
@@ -218,6 +219,7 @@ ARCHITECTURES = {
                    "vocab_size": 99}, **BY_SOFTMAX),
     "funnel": _line(ENCODER, "funnel", {"vocab_size": 99, "block_sizes": [1, 1], "d_model": 32,
                     "n_head": 4, "d_head": 8, "d_inner": 48}, **BY_SOFTMAX),
+    "longformer": _line(ENCODER, "longformer", {**BERT, "attention_window": [4, 4]}, **READ_ONLY),
     # decoders
     "gpt2": _line(DECODER, "gpt2", GPT, **CAUSAL),
     "gpt_bigcode": _line(DECODER, "gpt_bigcode", {**GPT, "multi_query": True}, **CAUSAL),
@@ -295,6 +297,9 @@ ARCHITECTURES = {
                         "num_decoder_attention_heads": 4, "encoder_ffn_dim": 48,
                         "decoder_ffn_dim": 48, "vocab_size": 99, "max_position_embeddings": 64},
                         single=True, **BY_SOFTMAX),
+    "led": _line(TASK, "led", {**BART, "attention_window": [4, 4],
+                 "max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 64},
+                 **READ_ONLY),
     "whisper": _line("WhisperForConditionalGeneration", "whisper", {**BART, "num_mel_bins": 8,
                      "max_source_positions": 12, "max_target_positions": 64}, inputs=speech),
     # images, and images with text
@@ -332,6 +337,12 @@ ARCHITECTURES = {
 @pytest.fixture(params=ARCHITECTURES)
 def architecture(request: pytest.FixtureRequest) -> Architecture:
     """Every architecture in turn."""
+    return ARCHITECTURES[request.param]
+
+
+@pytest.fixture(params=[name for name, line in ARCHITECTURES.items() if line.serves])
+def editable(request: pytest.FixtureRequest) -> Architecture:
+    """Every architecture in turn whose attention can be edited and differentiated."""
     return ARCHITECTURES[request.param]
 
 
