@@ -47,11 +47,12 @@ AUTO = {
 }
 OUTCOMES = {
     "A": "served through transformers' attention interface",
-    "B": "served by catching the softmax (`mixed`: where modules do not follow the interface)",
+    "B": "served by catching the softmax in the model's own code (`softmax`), or in those of its "
+    "modules that do not follow the interface (`mixed`)",
     "maps": "maps can be read, without gradient; edits are refused",
     "no attention": "the model has none",
     "refused": "attention was seen, but no backend reproduces the logits",
-    "not built small": "says nothing: the default configuration made small does not run",
+    "not built small": "nothing is known: the default configuration made small does not run",
 }
 PAGE = Path(__file__).parent.parent / "docs" / "architectures.md"
 SECONDS, BYTES, PARAMETERS = 60, 12 << 30, 40_000_000
@@ -223,7 +224,7 @@ def _complete(config: Any) -> None:
         for name, value in (("pad_token_id", 0), ("decoder_start_token_id", 0)):
             if getattr(part, name, None) is None:
                 setattr(part, name, value)
-        if part.vocab_size is None:
+        if getattr(part, "vocab_size", 0) is None:
             part.vocab_size = SIZES["vocabulary"][1]
     if hasattr(config, "languages"):  # X-MOD has an adapter for each language
         config.default_language = config.languages[0]

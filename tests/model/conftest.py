@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
 
-from xattn.model.attach import Attached, find_backend
+from xattn.model.attach import BACKENDS, Attached, find_backend
+from xattn.model.tap import Edit, Site, Tap
 
 Inputs = dict[str, Tensor]
 EVERYTHING = frozenset({"scores", "probabilities", "values", "outputs", "gradients"})
@@ -128,6 +129,25 @@ class Architecture:
         found = output.get("logits", output.get("logits_per_image"))
         assert isinstance(found, Tensor)
         return found
+
+    def tapped(self, edit: Edit, length: int = 9, network: Any = None) -> Tensor:
+        """Return the logits with an edit."""
+        original, found = self.attached()
+        network = network or original
+        with BACKENDS[found.backend](network, Tap(network, (edit,))):
+            return self.logits(network, length)
+
+    def maps(self, length: int = 9) -> dict[Site, Tensor]:
+        """Return the map of every site."""
+        maps: dict[Site, Tensor] = {}
+
+        def keep(site: Site, probabilities: Tensor) -> Tensor:
+            maps[site] = probabilities
+            return probabilities
+
+        with torch.no_grad():
+            self.tapped(Edit(probabilities=keep), length)
+        return maps
 
 
 BERT = {
