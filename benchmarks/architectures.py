@@ -1,12 +1,13 @@
-"""Which architectures the tap serves: one small random model of every class behind the Auto classes.
+"""Which architectures the tap serves: a small random model of every class behind the Auto classes.
 
-Run it with ``python benchmarks/architectures.py``; it takes about ten minutes on one core, prints
+Run it with ``python benchmarks/architectures.py``; it takes some five minutes on one core, prints
 what it finds and writes ``docs/architectures.md``. Name Auto classes or model types to see only
 those (nothing is written then): ``python benchmarks/architectures.py AutoModelForCausalLM llama``.
 
 Nothing is downloaded. Every configuration is the default one of its class with the known sizes made
 small and the weights of linear layers made large, since small ones make every attention map uniform
-and every backend look right. Each model runs in a process of its own with limits on time and memory.
+and every backend look right. Each model runs in a process of its own with limits on time and
+memory.
 """
 
 from __future__ import annotations
@@ -44,7 +45,15 @@ AUTO = {
     "AutoModelForSeq2SeqLM": "SEQ_TO_SEQ_CAUSAL_LM",
     "AutoModelForImageClassification": "IMAGE_CLASSIFICATION",
 }
-OUTCOMES = ("A", "B", "maps", "no attention", "refused", "not built small")
+OUTCOMES = {
+    "A": "served through transformers' attention interface",
+    "B": "served by catching the softmax in the model's own code (`softmax`), or in those of its "
+    "modules that do not follow the interface (`mixed`)",
+    "maps": "maps can be read, without gradient; edits are refused",
+    "no attention": "the model has none",
+    "refused": "attention was seen, but no backend reproduces the logits",
+    "not built small": "nothing is known: the default configuration made small does not run",
+}
 PAGE = Path(__file__).parent.parent / "docs" / "architectures.md"
 SECONDS, BYTES, PARAMETERS = 60, 12 << 30, 40_000_000
 
@@ -56,11 +65,12 @@ SIZES: dict[str, tuple[str, int]] = {
     "positions": (r"max_position_embeddings|n_positions|n_ctx|max_(source|target)_positions|"
                   r"max_seq_len.*|context_length|model_max_length|prompt_length|"
                   r"original_max_position_embeddings", 64),
-    "layers": (r"(.*num_hidden|num|n|num_decoder|num_encoder|encoder|decoder|n_enc|n_dec)_?layers?|"
+    "layers": (r"(.*num_hidden|num|n|num_decoder|num_encoder|encoder|decoder)_?layers?|"
                r"num_nextn_predict_layers|num_blocks|num_hidden_groups", 2),
-    "keys": (r"(swa_)?(num_key_value_heads|num_kv_heads|num_query_groups|n_kv_heads|kv_n_heads)", 2),
-    "heads": (r".*(num|n)(_attention)?_heads?|(encoder|decoder)_attention_heads|linear_num_.*_heads",
-              4),
+    "keys": (r"(swa_)?(num_key_value_heads|num_kv_heads|num_query_groups|n_kv_heads|kv_n_heads)",
+             2),
+    "heads": (r".*(num|n)(_attention)?_heads?|(encoder|decoder)_attention_heads|"
+              r"linear_num_.*_heads", 4),
     "hidden": (r"hidden_size|d_model|n_embd|dim|emb_dim|embed_dim|embedding_size|dim_model|d_embed|"
                r"word_embed_proj_dim|embedding_dim|attention_hidden_size|lru_width|hidden_dim|"
                r"(input|output)_embedding_size|backbone_hidden_size|projection_dim|"
@@ -140,9 +150,12 @@ def _changes(config: Any, kept: frozenset[str]) -> dict[str, Any]:
 
 
 def enlarge(network: nn.Module) -> None:
-    """Give linear layers and embeddings large random weights."""
+    """Give linear layers and embeddings random weights that make attention uneven."""
     for module in network.modules():
-        if isinstance(module, (nn.Linear, nn.Embedding, Conv1D)):
+        if isinstance(module, (nn.Linear, Conv1D)):
+            inputs = module.weight.shape[0 if isinstance(module, Conv1D) else 1]
+            nn.init.normal_(module.weight, 0, 1.4 * inputs**-0.5)
+        elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, 0, 0.25)
 
 
@@ -185,17 +198,16 @@ def built(auto: str, kind: str) -> Any:
 
 def _build(auto: str, kind: str, kept: frozenset[str]) -> Any:
     names = getattr(modeling_auto, f"MODEL_FOR_{AUTO[auto]}_MAPPING_NAMES")
-    name = names[kind] if isinstance(names[kind], str) else names[kind][0]
+    network_class = getattr(
+        transformers, names[kind] if isinstance(names[kind], str) else names[kind][0]
+    )
     config = small(CONFIG_MAPPING[kind](), kept)
+    if network_class.config_class and not isinstance(config, network_class.config_class):
+        config = config.get_text_config()  # the text part of a model of text and images
     if "CausalLM" in auto:
         config.is_decoder = True
     if "Image" not in auto:
-        for part in (config, config.get_text_config()):
-            if getattr(part, "pad_token_id", None) is None:
-                part.pad_token_id = 0
-        if hasattr(config, "languages"):  # X-MOD has an adapter for each language
-            config.default_language = config.languages[0]
-    network_class = getattr(transformers, name)
+        _complete(config)
     with torch.device("meta"):
         count = sum(p.numel() for p in network_class(config).parameters())
     if count > PARAMETERS:
@@ -204,6 +216,18 @@ def _build(auto: str, kind: str, kept: frozenset[str]) -> Any:
     network = network_class(config).eval()
     enlarge(network)
     return network
+
+
+def _complete(config: Any) -> None:
+    """Name what default configurations leave to those of trained models."""
+    for part in (config, config.get_text_config()):
+        for name, value in (("pad_token_id", 0), ("decoder_start_token_id", 0)):
+            if getattr(part, name, None) is None:
+                setattr(part, name, value)
+        if getattr(part, "vocab_size", 0) is None:
+            part.vocab_size = SIZES["vocabulary"][1]
+    if hasattr(config, "languages"):  # X-MOD has an adapter for each language
+        config.default_language = config.languages[0]
 
 
 def logits_of(network: Any, inputs: dict[str, Tensor]) -> Tensor:
@@ -231,8 +255,7 @@ def examine(auto: str, kind: str) -> Finding:
     except AttentionError as error:
         absent = re.search(r"mixed: none; softmax: none; maps: none", str(error))
         return Finding(auto, kind, "no attention" if absent else "refused", note=_line(error))
-    calls = []
-    edit = Edit(probabilities=lambda site, p: (calls.append(site), p)[1])
+    edit = Edit(probabilities=lambda site, probabilities: probabilities)
     with torch.no_grad(), BACKENDS[found.backend](network, Tap(network, (edit,))):
         difference = float((logits_of(network, inputs) - plain).abs().max())
     if difference > 1e-4 * max(1.0, float(plain.abs().max())):
@@ -247,7 +270,7 @@ def examine(auto: str, kind: str) -> Finding:
 
 def _line(error: Exception) -> str:
     text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text.replace("|", "/")[:300]
+    return text.replace("|", "/")
 
 
 def apart(auto: str, kind: str) -> Finding:
@@ -272,27 +295,58 @@ def apart(auto: str, kind: str) -> Finding:
     return Finding(auto, kind, "not built small", note=note)
 
 
+def page(findings: list[Finding]) -> str:
+    """Return the findings as Markdown."""
+    lines = [
+        "# Architectures",
+        "",
+        f"Written by `python benchmarks/architectures.py` with transformers "
+        f"{transformers.__version__} and torch {torch.__version__.split('+')[0]}; do not edit. "
+        "One small random model was built for every configuration class behind seven Auto "
+        "classes, and attached to. Served means that every site was reached and the logits on an "
+        "input that attaching had not seen equal those without a tap within 1e-4 of the largest.",
+        "",
+        *(f"- **{name}**: {meaning}." for name, meaning in OUTCOMES.items()),
+        "",
+        f"| Auto class | {' | '.join(OUTCOMES)} | served, of those built |",
+        f"|---|{'---|' * (len(OUTCOMES) + 1)}",
+    ]
+    for auto in AUTO:
+        count = Counter(f.outcome for f in findings if f.auto == auto)
+        total = count.total() - count["not built small"]
+        lines.append(
+            f"| {auto} | {' | '.join(str(count[o]) for o in OUTCOMES)} "
+            f"| {count['A'] + count['B']} of {total} |"
+        )
+    for auto in AUTO:
+        lines += ["", f"## {auto}", "", "| architecture | served by | backend | sites | notes |",
+                  "|---|---|---|---|---|"]  # fmt: skip
+        for f in (f for f in findings if f.auto == auto):
+            note = f.note if len(f.note) <= 120 else f"{f.note[:117]}..."
+            note = "" if f.outcome == "no attention" else note.replace("*", "\\*")
+            lines.append(f"| {f.kind} | {f.outcome} | {f.backend} | {f.sites or ''} | {note} |")
+    return "\n".join(lines) + "\n"
+
+
 def main(chosen: list[str]) -> None:
     transformers.logging.set_verbosity(50)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     start = time.perf_counter()
+    autos, kinds = {*chosen} & {*AUTO}, {*chosen} - {*AUTO}
     findings = []
-    for auto in AUTO:
-        for kind in getattr(modeling_auto, f"MODEL_FOR_{AUTO[auto]}_MAPPING_NAMES"):
-            if {*chosen} & {*AUTO} and auto not in chosen:
+    for auto, short in AUTO.items():
+        for kind in getattr(modeling_auto, f"MODEL_FOR_{short}_MAPPING_NAMES"):
+            if (autos and auto not in autos) or (kinds and kind not in kinds):
                 continue
-            if {*chosen} - {*AUTO} and kind not in chosen:
-                continue
-            findings.append(apart(auto, kind))
-            f = findings[-1]
-            print(
-                f"{auto:36} {kind:28} {f.outcome:16} {f.backend:10} {f.sites:3} {f.note}",
-                flush=True,
-            )
+            f = apart(auto, kind)
+            findings.append(f)
+            print(f"{auto:34} {kind:24} {f.outcome:15} {f.backend:9} {f.sites:3} {f.note[:300]}")
+            sys.stdout.flush()
     for auto in AUTO:
-        count = Counter(f.outcome for f in findings if f.auto == auto)
-        print(f"{auto:36}", dict(count))
+        print(f"{auto:34}", dict(Counter(f.outcome for f in findings if f.auto == auto)))
+    if not chosen:
+        PAGE.write_text(page(findings), encoding="utf-8")
     print(f"{time.perf_counter() - start:.0f} s")
 
 

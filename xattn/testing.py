@@ -35,8 +35,12 @@ of the sum of their absolute values where that is more: parts that cancel leave 
 
 
 def state(model: Model) -> dict[str, Any]:
+    """Return everything about a model that an explanation must not change."""
+    return {**network_state(model.network), "vocabulary": len(model.tokenizer)}
+
+
+def network_state(network: Any) -> dict[str, Any]:
     """Return everything about a network that an explanation must not change."""
-    network = model.network
     return {
         "training": [module.training for module in network.modules()],
         "gradient flags": [p.requires_grad for p in network.parameters()],
@@ -51,7 +55,6 @@ def state(model: Model) -> dict[str, Any]:
             for m in network.modules()
         ],
         "config": network.config.to_dict(),
-        "vocabulary": len(model.tokenizer),
     }
 
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
 
-from xattn.model.attach import Attached, find_backend
+from xattn.model.attach import BACKENDS, Attached, find_backend
+from xattn.model.tap import Edit, Site, Tap
 
 Inputs = dict[str, Tensor]
 EVERYTHING = frozenset({"scores", "probabilities", "values", "outputs", "gradients"})
@@ -129,6 +130,25 @@ class Architecture:
         assert isinstance(found, Tensor)
         return found
 
+    def tapped(self, edit: Edit, length: int = 9, network: Any = None) -> Tensor:
+        """Return the logits with an edit."""
+        original, found = self.attached()
+        network = network or original
+        with BACKENDS[found.backend](network, Tap(network, (edit,))):
+            return self.logits(network, length)
+
+    def maps(self, length: int = 9) -> dict[Site, Tensor]:
+        """Return the map of every site."""
+        maps: dict[Site, Tensor] = {}
+
+        def keep(site: Site, probabilities: Tensor) -> Tensor:
+            maps[site] = probabilities
+            return probabilities
+
+        with torch.no_grad():
+            self.tapped(Edit(probabilities=keep), length)
+        return maps
+
 
 BERT = {
     "hidden_size": 32,
@@ -169,6 +189,7 @@ TOWERS = {
 ENCODER, DECODER, TASK = "SequenceClassification", "CausalLM", "Seq2SeqLM"
 CAUSAL = {"causal": True}
 BY_SOFTMAX = {"backend": "softmax"}
+READ_ONLY: dict[str, Any] = {"backend": "maps", "serves": frozenset()}
 
 
 def _line(head: str, kind: str, sizes: dict[str, Any], **expected: Any) -> Architecture:
@@ -218,6 +239,7 @@ ARCHITECTURES = {
                    "vocab_size": 99}, **BY_SOFTMAX),
     "funnel": _line(ENCODER, "funnel", {"vocab_size": 99, "block_sizes": [1, 1], "d_model": 32,
                     "n_head": 4, "d_head": 8, "d_inner": 48}, **BY_SOFTMAX),
+    "longformer": _line(ENCODER, "longformer", {**BERT, "attention_window": [4, 4]}, **READ_ONLY),
     # decoders
     "gpt2": _line(DECODER, "gpt2", GPT, **CAUSAL),
     "gpt_bigcode": _line(DECODER, "gpt_bigcode", {**GPT, "multi_query": True}, **CAUSAL),
@@ -295,6 +317,9 @@ ARCHITECTURES = {
                         "num_decoder_attention_heads": 4, "encoder_ffn_dim": 48,
                         "decoder_ffn_dim": 48, "vocab_size": 99, "max_position_embeddings": 64},
                         single=True, **BY_SOFTMAX),
+    "led": _line(TASK, "led", {**BART, "attention_window": [4, 4],
+                 "max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 64},
+                 **READ_ONLY),
     "whisper": _line("WhisperForConditionalGeneration", "whisper", {**BART, "num_mel_bins": 8,
                      "max_source_positions": 12, "max_target_positions": 64}, inputs=speech),
     # images, and images with text
@@ -332,6 +357,12 @@ ARCHITECTURES = {
 @pytest.fixture(params=ARCHITECTURES)
 def architecture(request: pytest.FixtureRequest) -> Architecture:
     """Every architecture in turn."""
+    return ARCHITECTURES[request.param]
+
+
+@pytest.fixture(params=[name for name, line in ARCHITECTURES.items() if line.serves])
+def editable(request: pytest.FixtureRequest) -> Architecture:
+    """Every architecture in turn whose attention can be edited and differentiated."""
     return ARCHITECTURES[request.param]
 
 

@@ -143,7 +143,8 @@ def _attach(
         logits = forward()
     if not trial.maps:
         raise AttentionError("none")
-    difference, allowed = _difference(logits.detach(), plain, network.dtype)
+    difference, scale = _difference(logits.detach(), plain)
+    allowed = TOLERANCE.get(network.dtype, 1e-4) * max(1.0, scale)
     if difference > allowed:
         raise AttentionError(f"logits differ by {difference:.2g}, more than {allowed:.1g}")
     sites = tuple(trial.maps)
@@ -165,15 +166,15 @@ def _attach(
     )
 
 
-def _difference(logits: Tensor, plain: Tensor, dtype: torch.dtype) -> tuple[float, float]:
-    """Return the largest difference and the largest that is allowed."""
+def _difference(logits: Tensor, plain: Tensor) -> tuple[float, float]:
+    """Return the largest difference, and the largest logit."""
     # Where classes are ruled out, by minus infinity or a huge number, nothing else will do.
     ordinary = plain.abs() < 1e9
     if not torch.equal(logits[~ordinary], plain[~ordinary]) or not bool(ordinary.any()):
         return float("inf"), 0.0
     expected = plain[ordinary]
     difference = float((logits[ordinary] - expected).abs().nan_to_num(nan=float("inf")).max())
-    return difference, TOLERANCE.get(dtype, 1e-4) * max(1.0, float(expected.abs().max()))
+    return difference, float(expected.abs().max())
 
 
 def _idle(
