@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tomllib
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def test_constraints_pin_every_dependency() -> None:
     }
     wanted = [
         *PROJECT["project"]["dependencies"],
-        *PROJECT["project"]["optional-dependencies"]["test"],
+        *itertools.chain(*PROJECT["project"]["optional-dependencies"].values()),
     ]
     assert {w.split(">=")[0] for w in wanted} <= pinned
 

@@ -202,6 +202,33 @@ def test_adapters_that_do_more_than_their_layers_are_refused(
         Model(wrapped, bare.tokenizer)
 
 
+@pytest.mark.parametrize("base", ["classifier", "without a head"])
+def test_an_adapter_folder_is_loaded_with_its_base(
+    tiny_of: Callable[..., Model], tmp_path: Path, base: str
+) -> None:
+    bare = tiny_of("bert")
+    source = bare.network if base == "classifier" else bare.network.bert
+    source.config.num_labels = 3
+    source.save_pretrained(tmp_path / "base")
+    bare.tokenizer.save_pretrained(tmp_path / "base")
+    network = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+    wrapped = adapted(Model(network, bare.tokenizer))
+    wrapped.save_pretrained(tmp_path / "adapter")
+    got = xattn.load(tmp_path / "adapter")
+    assert got.shells == ("PeftModelForSequenceClassification",)
+    expected = Model(wrapped, bare.tokenizer)
+    torch.testing.assert_close(logits(got), logits(expected), rtol=0, atol=0)
+
+
+def test_an_adapter_without_peft_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    monkeypatch.setattr("xattn.model.loading.is_peft_available", lambda: False)
+    with pytest.raises(ModelError, match=r"is an adapter, not a model.*xattn\[peft\]"):
+        xattn.load(tmp_path)
+
+
 # ---------------------------------------------------------------------------- device_map
 
 

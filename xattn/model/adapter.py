@@ -416,7 +416,18 @@ class Model:
         """Return the derivative of each example's score by each source."""
         self.passes.backward += len(score)
         # Examples do not mix, so the sum's gradient holds each example's own.
-        return torch.autograd.grad(score.sum(), list(sources))
+        found: tuple[Tensor, ...] = ()
+        if score.requires_grad:
+            derivatives = torch.autograd.grad(score.sum(), list(sources), allow_unused=True)
+            found = tuple(d for d in derivatives if d is not None)
+        if len(found) < len(sources):
+            raise ModelError(
+                "the model passes no gradient through all of its layers",
+                got=f"{len(sources) - len(found)} of {len(sources)} derivatives missing",
+                remedy="load it with weights that are not quantised, or use a method without "
+                "gradients",
+            )
+        return found
 
     @contextmanager
     def _borrowed(self, inputs: Mapping[str, Tensor], *recordings: Edit) -> Iterator[None]:

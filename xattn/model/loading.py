@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 import torch
 from huggingface_hub.utils import logging as hub_logging
 from transformers import AutoConfig, AutoTokenizer
+from transformers.utils import is_peft_available
 from transformers.utils import logging as hf_logging
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from xattn import demo
 from xattn.errors import InputError, ModelError
+from xattn.model import wrappers
 from xattn.model.adapter import Model
 from xattn.model.tasks import Task, get_task, task_of
 
@@ -54,7 +58,9 @@ def load(
     ----------
     model : str or Path, optional
         A folder or the name of a model on the Hugging Face Hub; by default a small model that
-        comes with xattn: one for sentiment, or, with the task ``generate``, one for stories.
+        comes with xattn: one for sentiment, or, with the task ``generate``, one for stories. Also
+        the folder or name of a PEFT adapter, if the extra ``peft`` is installed: the model that it
+        names as its base is loaded under it.
     task : str, optional
         ``classify`` (one class, several classes or numbers for a text), ``tag`` (a class for each
         word), ``answer`` (a span of a passage), ``fill`` (a masked token), ``generate`` (causal
@@ -97,14 +103,22 @@ def load(
     hub_logging.set_verbosity(logging.ERROR)  # its retries are told in one line, at the end
     hf_logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision)
-        chosen = wanted or task_of((config.architectures or [""])[0])
+        adapter = _adapter(name, revision)
+        base = name if adapter is None else adapter.base_model_name_or_path
+        # an adapter's commit says nothing about its base
+        commit = revision if adapter is None else adapter.revision
+        config = AutoConfig.from_pretrained(base, revision=commit)
+        chosen = wanted or _made_for(config, adapter)
         auto = chosen.auto_class(config)
         network, report = auto.from_pretrained(
-            name, config=config, revision=revision, dtype=DTYPES[dtype], output_loading_info=True
+            base, config=config, revision=commit, dtype=DTYPES[dtype], output_loading_info=True
         )
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, use_fast=True)
-    except (KeyboardInterrupt, MemoryError):
+        tokenizer = AutoTokenizer.from_pretrained(base, revision=commit, use_fast=True)
+        missing = set(report["missing_keys"]) | set(map(str, report["mismatched_keys"]))
+        if adapter is not None:
+            network, brought = _under(network, adapter, name, revision)
+            missing -= brought
+    except (KeyboardInterrupt, MemoryError, ModelError):
         raise
     except Exception as error:  # transformers, safetensors, json and the network each raise theirs
         raise _explained(name, error, wanted) from error
@@ -113,10 +127,10 @@ def load(
         hub_logging.set_verbosity(hub_verbosity)
         if bars:
             hf_logging.enable_progress_bar()
-    if missing := sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"])):
+    if missing:
         raise ModelError(
             f"{name} has no trained weights for {len(missing)} parameters, which would be random",
-            got=", ".join(missing[:3]) + (", ..." if len(missing) > 3 else ""),
+            got=", ".join(sorted(missing)[:3]) + (", ..." if len(missing) > 3 else ""),
             expected=f"a checkpoint that was trained for the task {chosen.name}",
             remedy="name a checkpoint with a trained head, or another task (--task)",
         )
@@ -126,10 +140,10 @@ def load(
             got=f"a vocabulary of {len(tokenizer)} special tokens",
             remedy="save the tokenizer into the folder of the model",
         )
-    commit = getattr(config, "_commit_hash", None)
-    return Model(
-        network.to(place), tokenizer, task=chosen.name, name=shown, revision=revision or commit
-    )
+    if wrappers.device(network) != place:  # quantised networks cannot be moved
+        network = network.to(place)
+    found = getattr(config, "_commit_hash", None)
+    return Model(network, tokenizer, task=chosen.name, name=shown, revision=revision or found)
 
 
 def _default(task: str | None) -> tuple[str, str]:
@@ -141,6 +155,42 @@ def _default(task: str | None) -> tuple[str, str]:
             remedy="name a folder or a model on the Hub (--model)",
         )
     return str(models[task]), f"xattn.demo.{models[task].name}"
+
+
+ADAPTED = {
+    "SEQ_CLS": "classify", "TOKEN_CLS": "tag", "QUESTION_ANS": "answer",
+    "CAUSAL_LM": "generate", "SEQ_2_SEQ_LM": "generate",
+}  # fmt: skip
+"""PEFT's names of tasks, and ours."""
+
+
+def _made_for(config: Any, adapter: Any) -> Task:
+    """Return the task that a checkpoint, or the adapter on top of it, was trained for."""
+    named = ADAPTED.get(str(getattr(adapter, "task_type", None)).rpartition(".")[2])
+    return task_of((config.architectures or [""])[0]) if named is None else get_task(named)
+
+
+def _adapter(name: str, revision: str | None) -> Any:
+    """Return the PEFT configuration of an adapter; None for anything else."""
+    file = find_adapter_config_file(name, revision=revision)
+    if file is None or Path(file).with_name("config.json").exists():
+        return None
+    if not is_peft_available():
+        raise ModelError(
+            f"{name} is an adapter, not a model",
+            expected="the package peft, which puts it into its base model",
+            remedy='install it: pip install "xattn[peft]"',
+        )
+    peft: Any = importlib.import_module("peft")  # only where an adapter is loaded
+    return peft.PeftConfig.from_pretrained(name, revision=revision)
+
+
+def _under(network: Any, adapter: Any, name: str, revision: str | None) -> tuple[Any, set[str]]:
+    """Put an adapter into its base; also return the base's parameters that it brings along."""
+    peft: Any = importlib.import_module("peft")
+    brought = peft.load_peft_weights(name, device="cpu", revision=revision)
+    wrapped = peft.PeftModel.from_pretrained(network, name, config=adapter, revision=revision)
+    return wrapped, {key.removeprefix("base_model.model.") for key in brought}
 
 
 def _looks_like_path(name: str) -> bool:

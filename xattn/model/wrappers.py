@@ -128,13 +128,21 @@ def weights(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     once = {name for name, _ in network.named_parameters()}
     tied = {name for name, _ in network.named_parameters(remove_duplicate=False)} - once
     for prefix, module in network.named_modules():
-        held: dict[str, Any] = {}
         with _fetched(module):
-            # the part of ``state_dict`` that quantised layers override to add their scales
-            module._save_to_state_dict(held, f"{prefix}." if prefix else "", keep_vars=False)
-            for name, value in held.items():
+            for name, value in _saved(module, f"{prefix}." if prefix else "").items():
                 if isinstance(value, Tensor) and name not in tied:
                     yield from _plain(name, value)
+
+
+def _saved(module: nn.Module, prefix: str) -> dict[str, Any]:
+    """Return what a checkpoint holds of one module, without the modules in it."""
+    scales = getattr(getattr(module, "weight", None), "quant_state", None)
+    if scales is not None:  # bitsandbytes' 4-bit layers change themselves when they are saved
+        return {f"{prefix}weight": module.weight, f"{prefix}weight.absmax": scales.absmax}
+    held: dict[str, Any] = {}
+    # the part of ``state_dict`` that quantised layers override to add their scales
+    module._save_to_state_dict(held, prefix, keep_vars=False)
+    return held
 
 
 def _fetched(module: nn.Module) -> AbstractContextManager[Any]:
