@@ -9,6 +9,7 @@ from torch import Tensor
 
 from xattn.errors import InputError
 from xattn.model import Model
+from xattn.model.reduction import Reduction, along_queries
 from xattn.registry import register
 from xattn.types import Batch, Target
 
@@ -43,7 +44,7 @@ class Attention:
 
     def __call__(self, model: Model, batch: Batch, target: Target) -> Tensor:
         """Return scores ``[batch, token]``."""
-        trace = model.trace(batch, target, reduce=self._pick)
+        trace = model.trace(batch, target, reduce=Reduction(self._pick, along_queries, narrow=True))
         scores = torch.zeros(batch.shape, device=model.device)
         for numbers in trace.layers().values():
             count = len(numbers)
@@ -57,7 +58,7 @@ class Attention:
         # attention sinks take a share of a row, and a decoder's tokens look at two streams
         return scores / scores.sum(-1, keepdim=True)
 
-    def _pick(self, maps: Tensor) -> Tensor:
+    def _pick(self, maps: Tensor, queries: slice) -> Tensor:
         if self.head is None:
             return maps.mean(1)
         if not -maps.shape[1] <= self.head < maps.shape[1]:

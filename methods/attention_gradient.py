@@ -9,6 +9,7 @@ from torch import Tensor
 
 from xattn.errors import InputError
 from xattn.model import Model
+from xattn.model.reduction import gradient_sums
 from xattn.registry import register
 from xattn.types import Batch, Target
 
@@ -42,13 +43,12 @@ class AttentionGradient:
 
     def __call__(self, model: Model, batch: Batch, target: Target) -> Tensor:
         """Return scores ``[batch, token]``."""
-        trace = model.trace(batch, target, gradients=True)
+        reduction = gradient_sums(positive=self.positive)
+        trace = model.trace(batch, target, reduce=None, gradients=reduction)
         scores = torch.zeros(batch.shape, device=model.device)
         for numbers in trace.layers().values():
             for number in numbers if self.layer is None else [self._chosen(numbers, self.layer)]:
-                product = trace.maps[number].float() * trace.gradients[number].float()
-                product = product.clamp(min=0) if self.positive else product
-                scores[:, trace.keys(number)] += product.sum((1, 2))
+                scores[:, trace.keys(number)] += trace.gradients[number]
         return scores
 
     @staticmethod

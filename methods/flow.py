@@ -12,7 +12,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_flow
 from torch import Tensor
 
-from xattn.methods.rollout import check_residual, head_mean
+from xattn.methods.rollout import MIXTURE, check_residual
 from xattn.model import Model
 from xattn.registry import register
 from xattn.types import Batch, Floats, Target
@@ -90,7 +90,7 @@ class Flow:
 
     def __call__(self, model: Model, batch: Batch, target: Target) -> Tensor:
         """Return scores ``[batch, token]``."""
-        trace = model.trace(batch, target, reduce=head_mean)
+        trace = model.trace(batch, target, reduce=MIXTURE)
         # off the device first: MPS knows no double precision
         readout = trace.readout.cpu().double().numpy()
         mixtures = []

@@ -8,27 +8,19 @@ from torch import Tensor
 
 from xattn.errors import InputError
 from xattn.model import Model
+from xattn.model.reduction import HEAD_MEAN, Reduction
 from xattn.registry import register
 from xattn.types import Batch, Target
 
 
-def head_mean(maps: Tensor) -> Tensor:
-    """Average attention over heads, rows summing to 1.
+def _mixture(maps: Tensor, queries: slice) -> Tensor:
+    mean = HEAD_MEAN.each(maps, queries)
+    return mean.div_(mean.sum(-1, keepdim=True))
 
-    Rows of a model with attention sinks sum to less before.
 
-    Parameters
-    ----------
-    maps : Tensor
-        ``[batch, head, query, key]``.
-
-    Returns
-    -------
-    Tensor
-        ``[batch, query, key]`` float32.
-    """
-    mean = maps.float().mean(1)
-    return mean / mean.sum(-1, keepdim=True)
+MIXTURE = Reduction(_mixture, HEAD_MEAN.join, narrow=True)
+"""The mean of the heads, ``[batch, query, key]`` float32, rows summing to 1: those of a model with
+attention sinks sum to less before."""
 
 
 def check_residual(method: str, residual: float) -> None:
@@ -68,9 +60,9 @@ class Rollout:
 
     def __call__(self, model: Model, batch: Batch, target: Target) -> Tensor:
         """Return scores ``[batch, token]``."""
-        trace = model.trace(batch, target, reduce=head_mean)
+        trace = model.trace(batch, target, reduce=MIXTURE)
         row = trace.readout[:, None].clone()
-        for number in reversed(range(len(trace.maps))):
+        for number in reversed(range(len(trace.links))):
             queries, keys = trace.queries(number), trace.keys(number)
             looking = row[..., queries].clone()
             row[..., queries] *= self.residual

@@ -15,6 +15,7 @@ from xattn.errors import AttentionError
 from xattn.model import Edit, Model, Site
 from xattn.model.attach import BACKENDS
 from xattn.model.interface import attention_implementation
+from xattn.model.reduction import HEAD_MEAN
 from xattn.model.tap import Tap
 from xattn.testing import TEXTS, state
 from xattn.types import Batch
@@ -166,7 +167,7 @@ def test_a_reduction_is_applied_inside(demo: Model) -> None:
     batch = batch_of(demo)
     target = demo.target(batch)
     whole = demo.trace(batch, target)
-    reduced = demo.trace(batch, target, reduce=lambda p: p.mean(1))
+    reduced = demo.trace(batch, target, reduce=HEAD_MEAN)
     for a, b in zip(reduced.maps, whole.maps, strict=True):
         torch.testing.assert_close(a, b.mean(1))
 

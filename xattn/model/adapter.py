@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -34,7 +34,8 @@ from xattn.model import (
 from xattn.model.attach import BACKENDS, Attached, find_backend
 from xattn.model.interventions import Intervenable
 from xattn.model.places import Layout
-from xattn.model.tap import Edit, Site, Tap
+from xattn.model.reduction import WHOLE, GradientReduction, Reduction
+from xattn.model.tap import Edit, Reading, Site, Tap
 from xattn.model.tasks import Question, Task, get_task, task_of
 from xattn.model.trace import Link, Trace, chain, readouts
 from xattn.types import Aim, AttentionMaps, Batch, Encoding, Quantity, Row, Target
@@ -51,10 +52,6 @@ class Passes:
     def copy(self) -> Passes:
         """Return the counts as they stand now."""
         return Passes(self.forward, self.backward)
-
-
-def _identity(maps: Tensor) -> Tensor:
-    return maps
 
 
 class Model:
@@ -430,20 +427,30 @@ class Model:
         return found
 
     @contextmanager
-    def _borrowed(self, inputs: Mapping[str, Tensor], *recordings: Edit) -> Iterator[None]:
-        """Hold the network for one forward pass, with the open edits and `recordings`."""
+    def _borrowed(
+        self,
+        inputs: Mapping[str, Tensor],
+        recordings: Sequence[Edit] = (),
+        readings: Sequence[Reading] = (),
+    ) -> Iterator[Tap | None]:
+        """Hold the network for one forward pass, with the open edits, recordings and readings.
+
+        Yields the tap, if there is any reason to open one.
+        """
         edits = (*self._edits, *recordings)
         with self._lock, ExitStack() as stack:
             stack.enter_context(wrappers.eager())
             stack.enter_context(borrow.frozen(self.network))
             stack.enter_context(borrow.padding_named(self.network, inputs))
-            if edits:
+            tap = None
+            if edits or readings:
                 backend = BACKENDS[self.attach().backend]
                 plain = stack.enter_context(
                     interventions.resolved(self.network, edits, self.layout(), inputs)
                 )
-                stack.enter_context(backend(self.network, Tap(self.network, plain)))
-            yield
+                tap = Tap(self.network, plain, readings)
+                stack.enter_context(backend(self.network, tap))
+            yield tap
 
     # ---------------------------------------------------------------- attention
 
@@ -452,10 +459,10 @@ class Model:
         batch: Batch,
         target: Target,
         *,
-        reduce: Callable[[Tensor], Tensor] = _identity,
-        gradients: bool = False,
+        reduce: Reduction | None = WHOLE,
+        gradients: bool | GradientReduction = False,
     ) -> Trace:
-        """Run forward once, recording every attention map, and backward as far as needed.
+        """Run forward once, recording attention maps, and backward as far as needed.
 
         The readout is found by gradient and not by model family: positions mix in attention only,
         so the derivative of the target by the output of the *last* attention module is non-zero at
@@ -466,19 +473,20 @@ class Model:
         ----------
         batch : Batch
         target : Target
-        reduce : callable
-            Applied to each map ``[batch, head, query, key]`` as soon as it is computed, so that
-            what is not needed is never held. Not together with `gradients`.
-        gradients : bool
-            Also differentiate the target by every map. Without it, the backward pass is as short
-            as the head of the model.
+        reduce : Reduction, optional
+            What is kept of each map: whole maps by default, nothing with None. Applied to runs of
+            queries as they are computed, so that what is not needed is never held.
+        gradients : bool or GradientReduction
+            Also differentiate the target by every map, and keep the whole derivatives, or what the
+            reduction makes of maps and derivatives: that computes each attention twice and holds a
+            few queries of it. Without it, the backward pass is as short as the head of the model.
 
         Raises
         ------
         AttentionError
-            If the model's attention cannot be reached.
+            If the model's attention cannot be reached, or its maps carry no gradients.
         """
-        if gradients and reduce is not _identity:
+        if gradients is True and reduce is not WHOLE:
             raise ValueError("gradients are taken of whole maps: do not reduce them")
         if gradients and "gradients" not in self.attach().serves:
             raise AttentionError(
@@ -492,36 +500,41 @@ class Model:
                 link.site: (batch.widths[link.queries], batch.widths[link.keys]) for link in links
             }
             maps: dict[Site, Tensor] = {}
+            products: dict[Site, Tensor] = {}
 
             def record(site: Site, probabilities: Tensor) -> Tensor:
-                if site not in sizes:  # off the chain
-                    return probabilities
-                if gradients and not probabilities.requires_grad:
-                    # frozen parameters: the first map depends on nothing that has a gradient
+                # frozen parameters: the first map depends on nothing that has a gradient
+                if site in sizes and not probabilities.requires_grad:
                     probabilities = probabilities.detach().requires_grad_()
-                if probabilities.shape[-2:] != sizes[site]:
-                    raise _not_between_tokens(site, probabilities, sizes[site])
-                maps[site] = reduce(probabilities)
+                maps[site] = probabilities
                 return probabilities
 
+            recordings = [Edit(probabilities=record)] if gradients is True else []
+            readings = []
+            if reduce is not None and gradients is not True:
+                readings.append(Reading(reduce, maps.__setitem__, sizes))
+            if isinstance(gradients, GradientReduction):
+                readings.append(Reading(gradients, products.__setitem__, sizes))
             with ExitStack() as stack:
                 stack.enter_context(torch.enable_grad())
-                stack.enter_context(self._borrowed(batch.inputs, Edit(probabilities=record)))
+                tap = stack.enter_context(self._borrowed(batch.inputs, recordings, readings))
                 last = {
                     link: stack.enter_context(borrow.output_of(self.network, link.site))
                     for link in readouts(links)
                 }
                 score = self._value(batch.inputs, target)
-                kept = [maps[link.site] for link in links]
-                sources = [*(kept if gradients else ()), *(held[0] for held in last.values())]
-                derivatives = self._backward(score, sources)
+                kept = [maps[link.site] for link in links if maps]
+                sources = [*(kept if gradients is True else tap.leaves if tap is not None else ())]
+                found = self._backward(score, [*sources, *(held[0] for held in last.values())])
         return Trace(
             score=score.detach(),
             links=links,
             streams=batch.streams,
             maps=tuple(m.detach() for m in kept),
-            gradients=derivatives[: len(kept)] if gradients else (),
-            readout=self._readout(batch, dict(zip(last, derivatives[-len(last) :], strict=True))),
+            gradients=found[: len(kept)]
+            if gradients is True
+            else tuple(products[link.site] for link in links if products),
+            readout=self._readout(batch, dict(zip(last, found[-len(last) :], strict=True))),
         )
 
     def _readout(self, batch: Batch, gradients: Mapping[Link, Tensor]) -> Tensor:
@@ -765,15 +778,6 @@ class Model:
             "shells": list(self.shells),
             **provenance.circumstances(self.network),
         }
-
-
-def _not_between_tokens(site: Site, maps: Tensor, size: tuple[int, int]) -> AttentionError:
-    return AttentionError(
-        f"the attention at {site} is not between the tokens of the text",
-        got=str(list(maps.shape)),
-        expected=f"[batch, head, {size[0]}, {size[1]}]",
-        remedy="use a method that does not need attention",
-    )
 
 
 def _maps_of(

@@ -46,7 +46,7 @@ def generate(
     network: Any,
     tokenizer: Any,
     rows: Sequence[Row],
-    held: Callable[[Mapping[str, Tensor]], AbstractContextManager[None]],
+    held: Callable[[Mapping[str, Tensor]], AbstractContextManager[Any]],
     *,
     max_new_tokens: int,
     seed: int = 0,
@@ -171,7 +171,7 @@ def _groups(rows: Sequence[Row], budget: int, new: int, width: int) -> list[list
 def _run(
     network: Any,
     inputs: Mapping[str, Tensor],
-    held: Callable[[Mapping[str, Tensor]], AbstractContextManager[None]],
+    held: Callable[[Mapping[str, Tensor]], AbstractContextManager[Any]],
     seed: int,
     max_new_tokens: int,
     options: Mapping[str, Any],

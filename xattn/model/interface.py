@@ -44,7 +44,7 @@ def _attention(
     sinks: Tensor | None = None,
     indices: Tensor | None = None,
     **extras: Any,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """Compute attention as transformers' eager functions do, with the open tap in the middle.
 
     The parameter names are transformers' own, since some models pass them by keyword. Dropout is
@@ -57,6 +57,18 @@ def _attention(
             "does not know",
             got=", ".join(unknown),
         )
+    tap = open_tap(module)
+    sink = s_aux if s_aux is not None else sinks
+    plain = indices is None and value.shape[1] == key.shape[1] and (sink is None or sink.ndim == 1)
+    if tap is not None and plain and not tap.needs_maps:
+        mask = attention_mask if position_bias is None else position_bias
+        if position_bias is not None and attention_mask is not None:
+            mask = position_bias + attention_mask[..., : key.shape[2]]
+        mixed = tap.mix(
+            tap.begin(module), query, key, value,
+            mask=mask, scale=scaling, softcap=softcap, sinks=sink,
+        )  # fmt: skip
+        return mixed.transpose(1, 2).contiguous(), None
     heads = query.shape[1]  # grouped queries share a key head
     key = key.repeat_interleave(heads // key.shape[1], dim=1)
     value = value.repeat_interleave(heads // value.shape[1], dim=1)
@@ -72,7 +84,6 @@ def _attention(
         left_out = torch.ones_like(scores[:, :1], dtype=torch.bool)
         left_out.scatter_(-1, indices.long().unsqueeze(1), False)
         scores = scores.masked_fill(left_out, torch.finfo(scores.dtype).min)
-    sink = s_aux if s_aux is not None else sinks
 
     def softmax(scores: Tensor) -> Tensor:
         precise = torch.promote_types(scores.dtype, torch.float32)
@@ -83,7 +94,6 @@ def _attention(
         columns = torch.cat([scores, column.to(scores.dtype)], -1)
         return columns.softmax(-1, dtype=precise)[..., :-1].to(value.dtype)
 
-    tap = open_tap(module)
     if tap is None:  # another thread runs the network while a tap is open here
         probabilities = softmax(scores)
         mixed = probabilities @ value

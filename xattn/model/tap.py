@@ -12,15 +12,18 @@ How the sites are reached is the business of the backends `interface`, `softmax`
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from xattn.errors import AttentionError
+from xattn.model import kernel
+from xattn.model.reduction import GradientReduction, Reduction
 
 
 class Site(NamedTuple):
@@ -57,11 +60,24 @@ class Edit:
     """``[batch, head, query, dim]``: what each head hands on, before the heads are put together."""
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What to keep of the (edited) maps of some sites, which it leaves as they are."""
+
+    reduce: Reduction | GradientReduction
+    """A `GradientReduction` is served when the target is differentiated: the sources of that
+    backward pass include `Tap.leaves`."""
+    keep: Callable[[Site, Tensor], None]
+    """Takes a site and what `reduce` left of its maps."""
+    sizes: Mapping[Site, tuple[int, int]]
+    """Queries and keys of each site that is read; others are passed by."""
+
+
 _open_tap: ContextVar[Tap | None] = ContextVar("open_tap", default=None)
 
 
 class Tap:
-    """The sites of one network and the edits that are applied there.
+    """The sites of one network, the edits that are applied there and the readings taken.
 
     Parameters
     ----------
@@ -69,11 +85,17 @@ class Tap:
         The model whose sites are tapped.
     edits : sequence of Edit
         Applied at each site, in order.
+    readings : sequence of Reading
+        Taken at each site after the edits.
     """
 
-    def __init__(self, network: nn.Module, edits: Sequence[Edit]) -> None:
+    def __init__(
+        self, network: nn.Module, edits: Sequence[Edit], readings: Sequence[Reading] = ()
+    ) -> None:
         self.names = {module: name for name, module in network.named_modules()}
-        self.edits = edits
+        self.edits, self.readings = edits, readings
+        self.leaves: list[Tensor] = []
+        """Where a gradient starts at sites that nothing with a gradient flows into."""
         self.computing = False
         """Whether the `interface` backend is computing attention at this moment."""
         self._calls: dict[str, int] = defaultdict(int)
@@ -97,6 +119,7 @@ class Tap:
     def _reset(self, *_: Any) -> None:
         if self.is_open:
             self._calls.clear()
+            self.leaves.clear()
 
     def begin(self, module: nn.Module) -> Site:
         """Return the site of the call that begins in `module`.
@@ -128,7 +151,75 @@ class Tap:
             The model's own normalisation.
         """
         scores = self.change("scores", site, scores)
-        return self.change("probabilities", site, softmax(scores))
+        return self._read(site, self.change("probabilities", site, softmax(scores)))
+
+    @property
+    def needs_maps(self) -> bool:
+        """Whether whole maps must exist: edits see them; readings do with runs of queries."""
+        return bool(self.edits)
+
+    def mix(self, site: Site, query: Tensor, key: Tensor, value: Tensor, **form: Any) -> Tensor:
+        """Return the outputs ``[batch, head, query, dim]`` of a site and take the readings.
+
+        Parameters
+        ----------
+        site : Site
+        query, key, value : Tensor
+        **form
+            What else `kernel.attention` takes: mask, scale, softcap, sinks.
+        """
+        reductions: list[tuple[Reduction, Callable[[Tensor], None]]] = []
+        gradients: list[tuple[GradientReduction, Callable[[Tensor], None]]] = []
+        for reading in self._due(site, (query.shape[2], key.shape[2])):
+            reduce, keep = reading.reduce, partial(reading.keep, site)
+            if isinstance(reduce, Reduction):
+                reductions.append((reduce, keep))
+            else:
+                gradients.append((reduce, keep))
+        if gradients and not (key.requires_grad or value.requires_grad):
+            query = self._rooted(query)
+        output, kept = kernel.attention(
+            query, key, value, reductions=[r for r, _ in reductions], gradients=gradients, **form
+        )
+        for (_, note), reduced in zip(reductions, kept, strict=True):
+            note(reduced)
+        return output
+
+    def _read(self, site: Site, probabilities: Tensor) -> Tensor:
+        """Take the readings of whole maps; return the maps to go on with."""
+        due = self._due(site, probabilities.shape[-2:])
+        if any(isinstance(reading.reduce, GradientReduction) for reading in due):
+            probabilities = self._rooted(probabilities)
+        run = slice(0, probabilities.shape[-2])
+        maps = probabilities.detach()
+        for reading in due:
+            reduce, keep = reading.reduce, partial(reading.keep, site)
+            if isinstance(reduce, Reduction):
+                keep(reduce.join([reduce.each(maps, run)]))
+            else:
+                hook = partial(_keep_gradient, reduce, keep, maps, run)
+                probabilities.register_hook(hook)  # type: ignore[no-untyped-call]
+        return probabilities
+
+    def _due(self, site: Site, size: Sequence[int]) -> list[Reading]:
+        """Return the readings of a site, whose maps must be of the size that they expect."""
+        due = [reading for reading in self.readings if site in reading.sizes]
+        for reading in due:
+            if tuple(size) != reading.sizes[site]:
+                raise AttentionError(
+                    f"the attention at {site} is not between the tokens of the text",
+                    got=f"{size[0]} queries and {size[1]} keys",
+                    expected="{} and {}".format(*reading.sizes[site]),
+                    remedy="use a method that does not need attention",
+                )
+        return due
+
+    def _rooted(self, tensor: Tensor) -> Tensor:
+        """Return a tensor with a gradient: frozen parameters leave the first site without one."""
+        if not tensor.requires_grad:
+            tensor = tensor.detach().requires_grad_()
+            self.leaves.append(tensor)
+        return tensor
 
     def change(self, what: str, site: Site, tensor: Tensor) -> Tensor:
         """Apply the edits of `what` (a field of `Edit`) to a tensor of one site, in order."""
@@ -141,6 +232,16 @@ def open_tap(module: nn.Module) -> Tap | None:
     """Return the tap that is open in this thread, if it is one of the module's network."""
     tap = _open_tap.get()
     return tap if tap is not None and module in tap.names else None
+
+
+def _keep_gradient(
+    reduce: GradientReduction,
+    keep: Callable[[Tensor], None],
+    maps: Tensor,
+    run: slice,
+    gradient: Tensor,
+) -> None:
+    keep(reduce.join([reduce.each(maps, gradient, run)]))
 
 
 def _changed(change: Change | None, site: Site, before: Tensor) -> Tensor:

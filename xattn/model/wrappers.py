@@ -53,6 +53,8 @@ def unwrapped(network: nn.Module) -> Unwrapped:
     inside: Any = network
     while not isinstance(inside, PreTrainedModel):
         inner = _inner(inside)
+        if inner is None and hasattr(inside, "config") and hasattr(inside, "get_input_embeddings"):
+            break  # a network of somebody's own that behaves like one of transformers
         if not isinstance(inner, nn.Module):
             raise ModelError(
                 "the network is not a transformers model",
