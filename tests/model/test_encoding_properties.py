@@ -127,13 +127,16 @@ def invisible(character: str) -> bool:
     return all(unicodedata.category(p)[0] in "MC" or p == "\ufffd" for p in parts)
 
 
+REFUSALS = "is empty|nothing but special tokens|do not spell the text|special tokens in the text"
+
+
 def encoded(tokenizer: Any, text: str, pair: str | None = None) -> Encoding | None:
     """Return the encoding, or None where it is refused in one of the ways that are meant."""
     try:
         pairs = None if pair is None else [pair]
         return encode(tokenizer, [text], pairs, limit=None, truncate=False)[0]
     except InputError as error:
-        if not re.search("is empty|nothing but special tokens|do not spell the text", str(error)):
+        if not re.search(REFUSALS, str(error)):
             raise
         return None
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -109,7 +108,7 @@ class Model:
         self._pad_id: int | None = network.config.get_text_config().pad_token_id
         self._edits: tuple[Edit, ...] = ()
         self._verified: tuple[str, tuple[Site, ...]] | None = None
-        self._lock = threading.RLock()
+        self._lock = borrow.lock(self.network)
 
     def __repr__(self) -> str:
         return (
@@ -230,6 +229,8 @@ class Model:
             return self._forward(inputs)
 
     def _forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        pads = {i for i in (self._pad_id, self.tokenizer.pad_token_id) if i is not None}
+        batching.refuse_left_padding(inputs, pads)
         output = self.network(**{name: inputs[name] for name in self.input_names})
         logits: Tensor | None = getattr(output, "logits", None)
         if logits is None or logits.ndim != 2:
@@ -252,6 +253,11 @@ class Model:
 
     def _backward(self, score: Tensor, sources: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return the derivative of each example's score by each source."""
+        if torch.is_inference_mode_enabled():
+            raise ModelError(
+                "gradients cannot be taken within torch.inference_mode()",
+                remedy="call it outside, or within torch.no_grad()",
+            )
         self.passes.backward += len(score)
         # Examples do not mix, so the sum's gradient holds each example's own.
         found: tuple[Tensor, ...] = ()

@@ -25,7 +25,9 @@ Fold = Callable[[str], str]
 def _bare(character: str) -> str:
     """Return a character as tokenizers compare it: no case, accents, variants, control signs."""
     parts = unicodedata.normalize("NFKD", character.lower())
-    return "".join(p for p in parts if unicodedata.category(p) not in {"Mn", "Cc", "Cf"})
+    return "".join(
+        p for p in parts if unicodedata.category(p) != "Mn" and unicodedata.category(p)[0] != "C"
+    ).replace("\ufffd", "")
 
 
 # What tokenizers do to single characters, least first.

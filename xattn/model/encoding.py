@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from xattn.errors import InputError, ModelError
+from xattn.errors import InputError
 from xattn.model.alignment import align
 from xattn.types import Bools, Encoding, Ints, Row
 
@@ -208,11 +208,12 @@ def _slow(tokenizer: Any, text: str, pair: str | None, limit: int | None) -> _Co
     segments = np.where(layout < 0, -1 - layout, -1)
     row = _arrays(tokenizer, coded)
     expected = [number for part in ids for number in part]
-    if row["input_ids"][segments >= 0].tolist() != expected:
-        raise ModelError(
-            "the tokenizer rearranges its tokens when it adds special ones",
-            got=type(tokenizer).__name__,
-            remedy="use a fast tokenizer of this model",
+    got = row["input_ids"]
+    if len(got) != len(layout) or got[segments >= 0].tolist() != expected:
+        raise InputError(
+            "the tokenizer takes special tokens in the text for its own (ByT5 does)",
+            got=repr(text[-40:]),
+            remedy="leave them out",
         )
     spans = np.zeros((len(layout), 2), dtype=np.int64)
     spans[segments >= 0] = np.concatenate(offsets)
