@@ -8,7 +8,6 @@ turns.
 from __future__ import annotations
 
 import inspect
-import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -101,7 +100,7 @@ class Model:
         self._edits: tuple[Intervenable, ...] = ()
         self._attached: Attached | None = None
         self._links: tuple[Link, ...] = ()
-        self._lock = threading.RLock()
+        self._lock = borrow.lock(self.network)
 
     def _class_names(self) -> tuple[str, ...]:
         if self.task.name in ("answer", "fill", "generate"):
@@ -383,6 +382,8 @@ class Model:
             return self._forward(inputs, chosen)
 
     def _forward(self, inputs: Mapping[str, Tensor], keep: Tensor | None = None) -> Tensor:
+        pads = {i for i in (self._pad_id, self.tokenizer.pad_token_id) if i is not None}
+        batching.refuse_left_padding(inputs, pads)
         given = {name: inputs[name] for name in self.input_names if name in inputs}
         if keep is not None and self._selects:
             given["logits_to_keep"] = keep
@@ -411,6 +412,11 @@ class Model:
 
     def _backward(self, score: Tensor, sources: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return the derivative of each example's score by each source."""
+        if torch.is_inference_mode_enabled():
+            raise ModelError(
+                "gradients cannot be taken within torch.inference_mode()",
+                remedy="call it outside, or within torch.no_grad()",
+            )
         self.passes.backward += len(score)
         # Examples do not mix, so the sum's gradient holds each example's own.
         found: tuple[Tensor, ...] = ()
@@ -524,7 +530,7 @@ class Model:
                 }
                 score = self._value(batch.inputs, target)
                 kept = [maps[link.site] for link in links if maps]
-                sources = [*(kept if gradients is True else tap.leaves if tap is not None else ())]
+                sources = [*(kept if gradients is True else tap.sources if tap is not None else ())]
                 found = self._backward(score, [*sources, *(held[0] for held in last.values())])
         return Trace(
             score=score.detach(),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from xattn.errors import InputError
 from xattn.model import marks
 from xattn.types import Ints, Row
 
@@ -79,3 +80,35 @@ def pad(rows: Sequence[Row], pad_id: int, device: torch.device) -> Mapping[str, 
             table = np.stack(arrays)
         stacked[name] = torch.from_numpy(table).to(device)
     return stacked
+
+
+def refuse_left_padding(inputs: Mapping[str, Tensor], pad_ids: Collection[int]) -> None:
+    """Refuse inputs that are padded on the left.
+
+    Models count positions from the left, so most read a text that is moved to the right as another
+    text (only those that are told positions, or have none, do not); and padding is told from hidden
+    tokens by standing on the right.
+
+    Parameters
+    ----------
+    inputs : mapping
+        ``input_ids`` and ``attention_mask``, each ``[batch, token]``, if the model has them.
+    pad_ids : collection of int
+        Ids that mean padding. Without the id a masked token is one that was hidden on purpose.
+
+    Raises
+    ------
+    InputError
+        Naming the first such row.
+    """
+    if not {"input_ids", "attention_mask"} <= inputs.keys():
+        return
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    first = torch.isin(ids[:, 0], torch.tensor(sorted(pad_ids), device=ids.device))
+    left = first & (mask[:, 0] == 0) & (mask != 0).any(-1)
+    if bool(left.any()):
+        raise InputError(
+            f"input {int(left.nonzero()[0])} of the batch is padded on the left",
+            expected="padding on the right",
+            remedy='set tokenizer.padding_side = "right", or leave it to Model.encode and .batch',
+        )

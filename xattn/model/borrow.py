@@ -5,14 +5,25 @@ Also after an exception or Ctrl-C.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
 from xattn.errors import AttentionError, ModelError
 from xattn.model.tap import Site
+
+_LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_FINDING = threading.Lock()
+
+
+def lock(network: nn.Module) -> threading.RLock:
+    """Return the one lock of a network, however many adapters are around it."""
+    with _FINDING:
+        return _LOCKS.setdefault(network, threading.RLock())
 
 
 @contextmanager

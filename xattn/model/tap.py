@@ -66,7 +66,7 @@ class Reading:
 
     reduce: Reduction | GradientReduction
     """A `GradientReduction` is served when the target is differentiated: the sources of that
-    backward pass include `Tap.leaves`."""
+    backward pass include `Tap.sources`."""
     keep: Callable[[Site, Tensor], None]
     """Takes a site and what `reduce` left of its maps."""
     sizes: Mapping[Site, tuple[int, int]]
@@ -94,8 +94,8 @@ class Tap:
     ) -> None:
         self.names = {module: name for name, module in network.named_modules()}
         self.edits, self.readings = edits, readings
-        self.leaves: list[Tensor] = []
-        """Where a gradient starts at sites that nothing with a gradient flows into."""
+        self.sources: list[Tensor] = []
+        """What the target must be differentiated by for the readings of gradients to be taken."""
         self.computing = False
         """Whether the `interface` backend is computing attention at this moment."""
         self._calls: dict[str, int] = defaultdict(int)
@@ -119,7 +119,7 @@ class Tap:
     def _reset(self, *_: Any) -> None:
         if self.is_open:
             self._calls.clear()
-            self.leaves.clear()
+            self.sources.clear()
 
     def begin(self, module: nn.Module) -> Site:
         """Return the site of the call that begins in `module`.
@@ -176,7 +176,7 @@ class Tap:
                 reductions.append((reduce, keep))
             else:
                 gradients.append((reduce, keep))
-        if gradients and not (key.requires_grad or value.requires_grad):
+        if gradients:
             query = self._rooted(query)
         output, kept = kernel.attention(
             query, key, value, reductions=[r for r, _ in reductions], gradients=gradients, **form
@@ -215,11 +215,14 @@ class Tap:
         return due
 
     def _rooted(self, tensor: Tensor) -> Tensor:
-        """Return a tensor with a gradient: frozen parameters leave the first site without one."""
-        if not tensor.requires_grad:
-            tensor = tensor.detach().requires_grad_()
-            self.leaves.append(tensor)
-        return tensor
+        """Return a tensor with a gradient that the backward pass is made to compute.
+
+        Frozen parameters leave the first site of a stack without one; and where something does have
+        one, a backward pass goes no further than to what it is asked for.
+        """
+        rooted = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
+        self.sources.append(rooted)
+        return rooted
 
     def change(self, what: str, site: Site, tensor: Tensor) -> Tensor:
         """Apply the edits of `what` (a field of `Edit`) to a tensor of one site, in order."""
