@@ -98,7 +98,7 @@ class PictureEntrance:
         return self._read(self.blank.to(pixels)[:, None, None].expand_as(pixels))
 
     def _read(self, pixels: Tensor) -> Tensor:
-        patches = self.module(pixels).flatten(2).transpose(1, 2)
+        patches = self.module(pixels.to(self.module.weight)).flatten(2).transpose(1, 2)
         return pad(patches, (0, 0, self.front, 0))
 
     def output(self, inputs: Inputs, embeddings: Tensor) -> Tensor:
