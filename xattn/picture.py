@@ -21,7 +21,7 @@ from xattn import render
 Pixels = npt.NDArray[np.uint8]
 Scores = npt.NDArray[np.floating[Any]]
 
-FADE = 0.55
+FADE = 0.32
 """How much of the grey copy's contrast is left under the colours."""
 SHOWN = 220
 """Pixels of the longer side of a picture on a page."""
