@@ -15,6 +15,7 @@ from torch import Tensor
 from xattn import render
 from xattn.errors import InputError, ModelError
 from xattn.model import Model
+from xattn.model.images import Source
 from xattn.model.prompts import Chat
 from xattn.registry import Completeness, Method
 from xattn.registry import methods as registry
@@ -67,10 +68,11 @@ class Explanations(Sequence[Attribution]):
 
 def explain(
     model: Model,
-    texts: Sequence[str | Chat] | Sequence[Encoding],
+    texts: Sequence[str | Chat | Source] | Sequence[Encoding],
     methods: Sequence[str | Method] = DEFAULT_METHODS,
     *,
     pairs: Sequence[str] | None = None,
+    pictures: Sequence[Source] | None = None,
     label: str | int | None = None,
     against: str | int | None = None,
     at: str | int | None = None,
@@ -85,11 +87,14 @@ def explain(
     ----------
     model : Model
     texts : sequence of str or of Encoding
-        For models that generate also chats: lists of messages with ``role`` and ``content``.
+        For models that generate also chats: lists of messages with ``role`` and ``content``. For
+        models that see, pictures: files, PIL images or arrays ``[row, column, 3]`` of uint8.
     methods : sequence of str or Method
         Names, names with options (``"rollout:residual=0.3"``) or instances.
     pairs : sequence of str, optional
         The second text of each pair; the continuation, for models that generate.
+    pictures : sequence, optional
+        For models of texts and pictures, the picture of each text.
     label, against : str or int, optional
         The class that is explained, by default each text's predicted one (``each`` for all of
         them); and the class that it is compared with.
@@ -124,9 +129,9 @@ def explain(
     'negative'
     """
     built = _built(methods)
-    if not texts:
+    if not len(texts):
         raise InputError("no text is given", expected="one or more")
-    encodings = _encoded(model, texts, pairs, truncate)
+    encodings = _encoded(model, texts, pairs, pictures, truncate)
     if model.task.name == "generate" and at != "next" and all(e.pair is None for e in encodings):
         encodings = model.generate(encodings, max_new_tokens)
     asked = model.aims(encodings, label, against, at)
@@ -175,13 +180,15 @@ def explain_aims(
 
 def _encoded(
     model: Model,
-    texts: Sequence[str | Chat] | Sequence[Encoding],
+    texts: Sequence[str | Chat | Source] | Sequence[Encoding],
     pairs: Sequence[str] | None,
+    pictures: Sequence[Source] | None,
     truncate: bool,
 ) -> Sequence[Encoding]:
     if not isinstance(texts, str) and all(isinstance(text, Encoding) for text in texts):
         return cast(Sequence[Encoding], texts)
-    return model.encode(cast(Sequence[str | Chat], texts), pairs, truncate=truncate)
+    inputs = cast(Sequence[str | Chat | Source], texts)
+    return model.encode(inputs, pairs, pictures=pictures, truncate=truncate)
 
 
 def _attribute(
@@ -217,6 +224,7 @@ def _attribute(
             pair=encoding.pair,
             tokens=encoding.tokens,
             offsets=encoding.offsets,
+            picture=encoding.picture,
             segments=encoding.segments,
             word_ids=encoding.words,
             scores=row,

@@ -7,8 +7,9 @@ in order, not in size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from html import escape
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -39,7 +40,11 @@ class Line(NamedTuple):
     note: str
     """What the name shows when it is pointed at."""
     strip: str
-    """HTML of the coloured tokens."""
+    """HTML of the coloured tokens; nothing for a picture alone."""
+    picture: str | None = None
+    """HTML of the picture, shown once."""
+    heat: str | None = None
+    """HTML of the picture's coloured patches."""
 
 
 def strength(score: float, largest: float) -> float:
@@ -88,18 +93,39 @@ def strip(pieces: Iterable[Piece], scores: npt.NDArray[np.float32]) -> str:
 
 
 def table(lines: Iterable[Line]) -> str:
-    """Return strips of one or more texts as an HTML table, one line a method."""
+    """Return strips of one or more texts as an HTML table, one line a method.
+
+    Pictures stand side by side: first as it is, then as each method sees it.
+    """
     rows: list[str] = []
-    previous: tuple[str, str | None] | None = None
-    for text, heading, name, note, tokens in lines:
-        if text != previous:
-            rows.append(
-                f'<tr><td colspan="2" style="text-align:left;padding-top:.8em">{heading}</td></tr>'
-            )
-            previous = text
+    for (_, heading), group in groupby(lines, key=lambda line: (line.text, line.heading)):
+        several = list(group)
         rows.append(
-            '<tr><td style="text-align:right;white-space:nowrap;color:#666;padding-right:.8em"'
-            f' title="{escape(note)}">{escape(name)}</td>'
-            f'<td style="text-align:left;line-height:1.9">{tokens}</td></tr>'
+            f'<tr><td colspan="2" style="text-align:left;padding-top:.8em">{heading}</td></tr>'
         )
+        panels = [panel for line in several for panel in _panels(line, line is several[0])]
+        if panels:
+            rows.append(
+                '<tr><td colspan="2" style="text-align:left"><div style="display:flex;'
+                f'flex-wrap:wrap;gap:.9em;padding:.5em 0">{"".join(panels)}</div></td></tr>'
+            )
+        rows += [
+            '<tr><td style="text-align:right;white-space:nowrap;color:#666;padding-right:.8em"'
+            f' title="{escape(line.note)}">{escape(line.name)}</td>'
+            f'<td style="text-align:left;line-height:1.9">{line.strip}</td></tr>'
+            for line in several
+            if line.strip
+        ]
     return f'<table style="border-collapse:collapse">{"".join(rows)}</table>'
+
+
+def _panels(line: Line, first: bool) -> Iterator[str]:
+    """Yield the figures of one line: the picture with the first, and its coloured patches."""
+    if line.heat is None:
+        return
+    caption = '<figcaption style="color:#666;padding-top:.2em"'
+    if first:
+        yield f'<figure style="margin:0">{line.picture}{caption}>as the model sees it</figcaption>'
+        yield "</figure>"
+    yield f'<figure style="margin:0">{line.heat}{caption} title="{escape(line.note)}">'
+    yield f"{escape(line.name)}</figcaption></figure>"

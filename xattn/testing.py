@@ -13,12 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from xattn.model import Model
 from xattn.registry import Completeness, Method
 from xattn.registry import methods as registry
+from xattn.types import Encoding
 
 TEXTS = (
     "A clumsy, heartless bore.",
@@ -26,6 +28,10 @@ TEXTS = (
     "Dull!",
 )
 """Texts of different lengths, so that a batch of them is padded."""
+PICTURES = tuple(
+    np.random.default_rng(seed).integers(0, 256, (48, 40, 3), dtype=np.uint8) for seed in range(3)
+)
+"""Pictures of noise, for models that see; with a text each for models that read, too."""
 
 INVARIANCE = 1e-5
 """Largest change of a score, relative to the largest (at least 1), by padding or batching."""
@@ -36,7 +42,7 @@ of the sum of their absolute values where that is more: parts that cancel leave 
 
 def state(model: Model) -> dict[str, Any]:
     """Return everything about a model that an explanation must not change."""
-    return {**network_state(model.network), "vocabulary": len(model.tokenizer)}
+    return {**network_state(model.network), "vocabulary": model.tokenizer and len(model.tokenizer)}
 
 
 def network_state(network: Any) -> dict[str, Any]:
@@ -58,9 +64,18 @@ def network_state(network: Any) -> dict[str, Any]:
     }
 
 
-def _scores(model: Model, method: Method, texts: Sequence[str]) -> list[Tensor]:
-    """Return the scores of each text, explained in one batch, without padding."""
-    batch = model.batch(model.encode(texts))
+def inputs(model: Model) -> list[Encoding]:
+    """Return inputs of the kind that a model takes."""
+    if model.reader is None:
+        return model.encode(TEXTS)
+    if model.tokenizer is None:
+        return model.encode(PICTURES)
+    return model.encode(TEXTS, pictures=PICTURES)
+
+
+def _scores(model: Model, method: Method, encodings: Sequence[Encoding]) -> list[Tensor]:
+    """Return the scores of each input, explained in one batch, without padding."""
+    batch = model.batch(encodings)
     scores = method(model, batch, model.target(batch, at=model.task.first))
     assert scores.shape == batch.shape, (
         f"{method.name}: scores {list(scores.shape)}, expected {list(batch.shape)}"
@@ -92,21 +107,21 @@ def check_declaration(model: Model, method: Method) -> None:
 
 def check_finite(model: Model, method: Method) -> None:
     """Require finite scores, one for each token."""
-    for scores in _scores(model, method, TEXTS):
+    for scores in _scores(model, method, inputs(model)):
         assert bool(scores.isfinite().all()), f"{method.name}: scores are not finite"
 
 
 def check_deterministic(model: Model, method: Method) -> None:
     """Require the same scores from the same call, whatever the global random state."""
-    first = _scores(model, method, TEXTS)
+    first = _scores(model, method, inputs(model))
     torch.rand(7)
-    _assert_close(method, "repeating the call", _scores(model, method, TEXTS), first)
+    _assert_close(method, "repeating the call", _scores(model, method, inputs(model)), first)
 
 
 def check_batching(model: Model, method: Method) -> None:
     """Require that scores do not depend on the other texts of a batch, nor on padding."""
-    together = _scores(model, method, TEXTS)
-    alone = [_scores(model, method, [text])[0] for text in TEXTS]
+    together = _scores(model, method, inputs(model))
+    alone = [_scores(model, method, [encoding])[0] for encoding in inputs(model)]
     _assert_close(method, "batching", together, alone)
 
 
@@ -116,7 +131,7 @@ def check_model_unchanged(model: Model, method: Method) -> None:
         model.network.train(training)
         try:
             before = state(model)
-            _scores(model, method, TEXTS)
+            _scores(model, method, inputs(model))
             after = state(model)
         finally:
             model.network.eval()
@@ -127,19 +142,19 @@ def check_model_unchanged(model: Model, method: Method) -> None:
 def check_sign(model: Model, method: Method) -> None:
     """Require scores of an unsigned method not to be negative."""
     if not method.declaration.signed:
-        for scores in _scores(model, method, TEXTS):
+        for scores in _scores(model, method, inputs(model)):
             assert bool((scores >= 0).all()), f"{method.name} is declared unsigned"
 
 
 def check_total(model: Model, method: Method) -> None:
     """Require scores to sum to what the method declares."""
-    parts = _scores(model, method, TEXTS)
+    parts = _scores(model, method, inputs(model))
     sums = torch.stack([scores.sum() for scores in parts])
     if method.declaration.total == "one":
         worst = float((sums - 1).abs().max())
         assert worst <= 1e-5, f"{method.name}: scores sum to 1 only within {worst:.2g}"
     elif method.declaration.total == "difference":
-        batch = model.batch(model.encode(TEXTS))
+        batch = model.batch(inputs(model))
         expected = cast(Completeness, method).difference(
             model, batch, model.target(batch, at=model.task.first)
         )

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from xattn import render
 from xattn.errors import InputError, UnknownNameError
+from xattn.picture import Picture
 from xattn.render import Line, Piece
 
 Ints = npt.NDArray[np.int64]
@@ -34,6 +35,10 @@ Link = Literal["softmax", "sigmoid", "identity"]
 """How outputs become probabilities: one class of several, each for itself, or not at all."""
 
 
+PICTURE = 2
+"""The segment of the patches of a picture."""
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
@@ -41,27 +46,33 @@ def _require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Encoding:
-    """One text (or pair of texts) as the model reads it, without padding."""
+    """One text, pair of texts or picture as the model reads it, without padding."""
 
     text: str
-    """The text as it was given."""
+    """The text as it was given; of a picture alone its name."""
     pair: str | None
     """The second text of a pair, or None."""
     row: Row
     """The model's input arrays, each ``[token]``."""
     tokens: tuple[str, ...]
-    """The tokens as people read them, cut from the text where the tokenizer says where they are."""
+    """The tokens as people read them, cut from the text where the tokenizer says where they are;
+    row and column of a patch."""
     special: Bools
-    """``[token]``: True for tokens that the tokenizer added (CLS, SEP, BOS ...)."""
+    """``[token]``: True for tokens that the tokenizer or the network added (CLS, SEP, BOS ...)."""
     offsets: Ints
-    """``[token, 2]``: first and one-past-last character in its text; (0, 0) for specials."""
+    """``[token, 2]``: first and one-past-last character in its text; (0, 0) for specials and
+    patches."""
     words: Ints
-    """``[token]``: index of the word within its segment; -1 for specials."""
+    """``[token]``: index of the word (or patch) within its segment; -1 for specials."""
     segments: Ints
-    """``[token]``: 0 for tokens of `text`, 1 for tokens of `pair`, -1 for specials."""
+    """``[token]``: 0 for tokens of `text`, 1 for tokens of `pair`, 2 (`PICTURE`) for patches, -1
+    for specials."""
     streams: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     """``[token]``: which sequence of the model a token stands in, increasing: 0, or 1 for what the
-    decoder of an encoder-decoder reads. All 0 if not given."""
+    decoder of an encoder-decoder reads. All 0 if not given. In models of texts and pictures the
+    text is stream 0 and the picture stream 1."""
+    picture: Picture | None = None
+    """What the patches are of, in their order."""
 
     def __post_init__(self) -> None:
         count = len(self.tokens)
@@ -77,6 +88,9 @@ class Encoding:
                 values.ndim != 1 or len(values) in self.widths,
                 f"row[{name!r}]: {values.shape}, not as long as a stream of {self.widths}",
             )
+        boxes = 0 if self.picture is None else len(self.picture.boxes)
+        patches = int((self.segments == PICTURE).sum())
+        _require(patches == boxes, f"{patches} patches, {boxes} boxes of the picture")
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -257,7 +271,7 @@ class Attribution:
     offsets: Ints
     """``[token, 2]``: characters in the token's text (`pair` for segment 1)."""
     segments: Ints
-    """``[token]``: 0 text, 1 pair, -1 special."""
+    """``[token]``: 0 text, 1 pair, 2 (`PICTURE`) picture, -1 special."""
     word_ids: Ints
     """``[token]``: word within its segment; -1 for specials."""
     scores: npt.NDArray[np.float32]
@@ -279,6 +293,8 @@ class Attribution:
     forward_passes: float = 0.0
     backward_passes: float = 0.0
     unit: Unit = "token"
+    picture: Picture | None = None
+    """What the patches are of, in their order."""
 
     def __post_init__(self) -> None:
         count = len(self.tokens)
@@ -287,8 +303,19 @@ class Attribution:
 
     @property
     def special(self) -> Bools:
-        """``[token]``: True for the tokens that the tokenizer added."""
+        """``[token]``: True for the tokens that the tokenizer or the network added."""
         return self.segments < 0
+
+    @property
+    def patches(self) -> npt.NDArray[np.float32]:
+        """``[patch]``: the scores of the picture's patches; empty for texts."""
+        patches: npt.NDArray[np.float32] = self.scores[self.segments == PICTURE]
+        return patches
+
+    @property
+    def reads(self) -> bool:
+        """Whether there is a text to show, not a picture alone."""
+        return self.picture is None or bool(np.isin(self.segments, (0, 1)).any())
 
     @property
     def verdict(self) -> str:
@@ -302,7 +329,7 @@ class Attribution:
         spans, names = [], []
         for members in groups:
             first = members[0]
-            if self.segments[first] < 0:
+            if self.segments[first] not in (0, 1):
                 spans.append(self.offsets[first])
                 names.append(self.tokens[first])
                 continue
@@ -344,14 +371,13 @@ class Attribution:
         previous = (-1, -1)
         for i in range(len(self.tokens)):
             segment = int(self.segments[i])
-            source = (self.text, self.pair or "")[segment] if segment >= 0 else ""
+            source = (self.text, self.pair or "")[segment] if segment in (0, 1) else ""
             ends = len(
                 re.findall(r"[.!?…][\"')\]”’]*(?=\s)", source[: int(self.offsets[i, 0]) + 1])
             )
             key = (segment, ends)
-            groups[-1].append(i) if groups and segment >= 0 and key == previous else groups.append(
-                [i]
-            )
+            same = groups and segment in (0, 1) and key == previous
+            groups[-1].append(i) if same else groups.append([i])
             previous = key
         return self._grouped(groups, "sentence")
 
@@ -414,11 +440,19 @@ class Attribution:
             "prediction": self.prediction,
             "probability": self.probability,
             "signed": self.signed,
+            **self._boxes(),
             "gap": self.gap,
             "seconds": self.seconds,
             "forward_passes": self.forward_passes,
             "backward_passes": self.backward_passes,
         }
+
+    def _boxes(self) -> dict[str, Any]:
+        """Return where each patch is, for JSON."""
+        if self.picture is None:
+            return {}
+        boxes = self.picture.boxes.tolist()
+        return {"picture": {"name": self.picture.name, "size": self.picture.size, "boxes": boxes}}
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return one row a token: token, start, end, segment, word, score."""
@@ -434,12 +468,16 @@ class Attribution:
         )
 
     def pieces(self) -> Iterator[Piece]:
-        """Yield the text as tokens and the gaps between them, in reading order."""
+        """Yield the text as tokens and the gaps between them, in reading order; no patches."""
+        if not self.reads:
+            return
         position, segment = 0, 0
         for index, token in enumerate(self.tokens):
             here = int(self.segments[index])
             if here < 0:
                 yield Piece(token, index, special=True)
+                continue
+            if here == PICTURE:
                 continue
             if here != segment:
                 rest = (self.text, self.pair or "")[segment][position:]
@@ -463,7 +501,9 @@ class Attribution:
             heading=f"<b>{escape(self.verdict)}</b>, explained: {escape(self.target)}",
             name=self.method,
             note=f"{dict(self.parameters)}{gap}",
-            strip=render.strip(self.pieces(), self.scores),
+            strip=render.strip(self.pieces(), self.scores) if self.reads else "",
+            picture=None if self.picture is None else self.picture.img(),
+            heat=None if self.picture is None else self.picture.svg(self.patches),
         )
 
     def _repr_html_(self) -> str:

@@ -13,11 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import pad
 
 from xattn.errors import AttentionError, InputError, ModelError, UnknownNameError, XattnWarning
 from xattn.model import (
@@ -25,12 +26,14 @@ from xattn.model import (
     borrow,
     encoding,
     generation,
+    images,
     interventions,
     prompts,
     provenance,
     wrappers,
 )
 from xattn.model.attach import BACKENDS, Attached, find_backend
+from xattn.model.entrances import Entrance, TokenEntrance
 from xattn.model.interventions import Intervenable
 from xattn.model.places import Layout
 from xattn.model.reduction import WHOLE, GradientReduction, Reduction
@@ -54,7 +57,7 @@ class Passes:
 
 
 class Model:
-    """A network with its tokenizer and its task.
+    """A network with its tokenizer (or what else reads its inputs) and its task.
 
     Parameters
     ----------
@@ -62,6 +65,8 @@ class Model:
         Of any architecture; or a PEFT, compiled or parallel model around one, see
         `wrappers.unwrapped`. Compiled models run uncompiled here.
     tokenizer : transformers.PreTrainedTokenizerBase
+        For models that see, their image processor; for models of texts and pictures, their
+        processor, which holds both.
     task : str, optional
         One of `xattn.model.tasks.TASKS`; by default what the network's class was made for.
     name : str
@@ -83,27 +88,29 @@ class Model:
         budget: int = 2048,
     ) -> None:
         self.network, self.shells = wrappers.unwrapped(network)
-        self.tokenizer = tokenizer
         network = self.network
         self.task: Task = task_of(type(network).__name__) if task is None else get_task(task)
+        self.tokenizer, self.reader = images.parts(tokenizer)
         self.name = name or type(network).__name__
         self.revision = revision
         self.passes = Passes()
         self.labels = self._class_names()
         """The classes by number; empty where they are the tokens of the vocabulary."""
-        self.limit = encoding.token_limit(network, tokenizer)
-        self.input_names = encoding.input_names(network, tokenizer)
+        self.limit = None if self.tokenizer is None else images.token_limit(self)
+        self.input_names = images.input_names(self)
         # A network that takes no mask (FNet) would read padding: its texts run one by one.
-        self.budget = budget if "attention_mask" in self.input_names else 0
+        masked = "attention_mask" in self.input_names or self.tokenizer is None
+        self.budget = budget if masked else 0
         # The model's own padding id counts, not the tokenizer's: decoder heads look for it.
-        self._pad_id: int | None = network.config.get_text_config().pad_token_id
+        self._pad_id: int | None = getattr(network.config.get_text_config(), "pad_token_id", None)
         self._edits: tuple[Intervenable, ...] = ()
         self._attached: Attached | None = None
         self._links: tuple[Link, ...] = ()
+        self._front: int | None = None
         self._lock = borrow.lock(self.network)
 
     def _class_names(self) -> tuple[str, ...]:
-        if self.task.name in ("answer", "fill", "generate"):
+        if not self.task.classes:
             return ()
         named = self.network.config.id2label or {}
         return tuple(str(named.get(i, i)) for i in range(int(self.network.config.num_labels)))
@@ -127,11 +134,7 @@ class Model:
     @property
     def link(self) -> OutputLink:
         """How the outputs become probabilities."""
-        problem = getattr(self.network.config, "problem_type", None)
-        if problem == "multi_label_classification" and self.labels:
-            return "sigmoid"
-        regression = problem == "regression" or (problem is None and len(self.labels) == 1)
-        return "identity" if regression and self.labels else "softmax"
+        return self.task.link(self.network)
 
     @property
     def paired(self) -> bool:
@@ -142,22 +145,30 @@ class Model:
 
     def encode(
         self,
-        texts: Sequence[str | prompts.Chat],
+        texts: Sequence[str | prompts.Chat | images.Source],
         pairs: Sequence[str] | None = None,
         *,
+        pictures: Sequence[images.Source] | None = None,
         truncate: bool = False,
     ) -> list[Encoding]:
         """Encode texts, or pairs of texts; see `xattn.model.encoding.encode`.
 
         For models that generate, the pair of a text is its continuation, and a text may be a chat:
-        a list of messages with ``role`` and ``content``; see `xattn.model.prompts`.
+        a list of messages with ``role`` and ``content``; see `xattn.model.prompts`. For models that
+        see, the "texts" are pictures: files, PIL images or arrays ``[row, column, 3]`` of uint8.
+        Models of both take texts and, as `pictures`, one for each; see `xattn.model.images`.
         """
+        if self.reader is not None:
+            return images.encode(self, texts, pairs, pictures, truncate=truncate)
+        if pictures is not None:
+            raise InputError(f"the task {self.task.name} takes no pictures")
         options: dict[str, Any] = {"limit": self.limit, "truncate": truncate}
         if self.task.name == "generate":
-            encodings = prompts.encode(self.network, self.tokenizer, texts, pairs, **options)
+            chats = cast(Sequence[str | prompts.Chat], texts)
+            encodings = prompts.encode(self.network, self.tokenizer, chats, pairs, **options)
         else:
             encodings = encoding.encode(self.tokenizer, texts, pairs, **options)  # type: ignore[arg-type]
-        rows = self._vocabulary
+        rows = self._rows
         largest = max((int(e.row["input_ids"].max()) for e in encodings), default=0)
         if largest >= rows:
             raise ModelError(
@@ -179,11 +190,11 @@ class Model:
 
     def collate(self, rows: Sequence[Row]) -> Mapping[str, Tensor]:
         """Stack the model's input arrays, padded on the right; each ``[batch, token]``."""
-        pad = self._pad_id
-        if pad is None:  # any id that no text uses will do: padding is masked
-            used = {int(i) for row in rows for i in row["input_ids"]}
-            pad = next(i for i in range(len(used) + 1) if i not in used)
-        return batching.pad(rows, pad, self.device)
+        fill = self._pad_id
+        if fill is None:  # any id that no text uses will do: padding is masked
+            used = {int(i) for row in rows for i in row.get("input_ids", ())}
+            fill = next(i for i in range(len(used) + 1) if i not in used)
+        return batching.pad(rows, fill, self.device)
 
     def token_id(self, kind: str) -> int:
         """Return the id of the tokenizer's ``mask``, ``pad``, ``unk`` ... token, or of ``auto``."""
@@ -327,7 +338,7 @@ class Model:
                 label=labels,
                 against=torch.tensor(others, device=self.device) if others else None,
                 quantity=quantity,
-                position=None if self.task.name in ("classify", "image") else places,
+                position=places if self.task.placed else None,
                 link=self.link,
             )
 
@@ -352,17 +363,12 @@ class Model:
     def label_id(self, label: str | int) -> int:
         """Return the number of a class, or of a token of the vocabulary, by name or number."""
         if not self.labels:
-            return encoding.vocabulary_id(self.tokenizer, label, self._vocabulary)
+            return encoding.vocabulary_id(self.tokenizer, label, self._rows)
         if isinstance(label, str) and label in self.labels:
             return self.labels.index(label)
         if str(label).isdecimal() and int(label) < len(self.labels):
             return int(label)
         raise UnknownNameError("class", str(label), self.labels)
-
-    @property
-    def _vocabulary(self) -> int:
-        """How many tokens the embedding table knows; wrapped tables have no `num_embeddings`."""
-        return len(self.network.get_input_embeddings().weight)
 
     @property
     def mask_id(self) -> int:
@@ -382,12 +388,9 @@ class Model:
             return self._forward(inputs, chosen)
 
     def _forward(self, inputs: Mapping[str, Tensor], keep: Tensor | None = None) -> Tensor:
-        pads = {i for i in (self._pad_id, self.tokenizer.pad_token_id) if i is not None}
-        batching.refuse_left_padding(inputs, pads)
-        given = {name: inputs[name] for name in self.input_names if name in inputs}
-        if keep is not None and self._selects:
-            given["logits_to_keep"] = keep
-        logits = self.task.logits(self.network(**given), keep, inputs)
+        pads = (self._pad_id, getattr(self.tokenizer, "pad_token_id", None))
+        batching.refuse_left_padding(inputs, {i for i in pads if i is not None})
+        logits = self.task.logits(self.output(inputs, keep), keep, inputs)
         self.passes.forward += len(logits)
         if not bool(logits.isfinite().all()):
             bad = int((~logits.flatten(1).isfinite().all(-1)).nonzero()[0])
@@ -397,6 +400,15 @@ class Model:
                 remedy="check the weights, or use --dtype float32",
             )
         return logits.float()
+
+    def output(self, inputs: Mapping[str, Tensor], keep: Tensor | None = None) -> Any:
+        """Return what the network returns."""
+        given = {name: inputs[name] for name in self.input_names if name in inputs}
+        if "pixel_values" in given:
+            given["pixel_values"] = given["pixel_values"].to(self.dtype)
+        if keep is not None and self._selects:
+            given["logits_to_keep"] = keep
+        return self.network(**given)
 
     @cached_property
     def _selects(self) -> bool:
@@ -640,7 +652,8 @@ class Model:
         """
         with self._lock:
             if self._attached is None:
-                probe = self.batch(prompts.probe(self))
+                seeing = self.reader is not None
+                probe = self.batch(images.probe(self) if seeing else prompts.probe(self))
 
                 # what is computed at padding is nobody's business, and differs between backends
                 real = probe.real[:, probe.streams[-1]]
@@ -651,7 +664,10 @@ class Model:
                     return logits[real] if logits.shape[:2] == real.shape else logits
 
                 attached = find_backend(self.network, forward)
-                self._links = chain(attached.sites, attached.shapes, probe.widths)
+                if seeing:
+                    self._front, self._links = images.links(self, attached, probe.widths)
+                else:
+                    self._links = chain(attached.sites, attached.shapes, probe.widths)
                 self._attached = attached
                 if attached.skipped:
                     warnings.warn(
@@ -687,31 +703,64 @@ class Model:
             )
         return self._links
 
+    @cached_property
+    def stem(self) -> images.Stem:
+        """Where pictures enter the network."""
+        with torch.no_grad(), self._borrowed({}):
+            return images.find_stem(self)
+
+    @property
+    def front(self) -> int:
+        """How many tokens of its own the network puts before the patches of a picture."""
+        with self._lock:
+            if self._front is None:
+                try:
+                    self.attach()
+                except AttentionError:  # without attention nothing tells, and nothing depends on it
+                    self._front = 0
+            return self._front or 0
+
     # ---------------------------------------------------------------- embeddings
 
-    def _tables(self) -> list[tuple[nn.Module, str]]:
-        """Return the embedding table of each stream, and the name of the ids that it looks up."""
+    @cached_property
+    def _entrances(self) -> list[Entrance]:
+        """Where each stream comes in."""
+        if self.reader is not None:
+            return images.entrances(self)
+        network, token_id = self.network, self.token_id
         if not self.paired:
-            return [(self.network.get_input_embeddings(), "input_ids")]
+            return [TokenEntrance(network.get_input_embeddings(), "input_ids", token_id)]
         # some encoder-decoders never ask the table that the network itself names
+        source, target = network.get_encoder(), network.get_decoder()
         return [
-            (self.network.get_encoder().get_input_embeddings(), "input_ids"),
-            (self.network.get_decoder().get_input_embeddings(), "decoder_input_ids"),
+            TokenEntrance(source.get_input_embeddings(), "input_ids", token_id),
+            TokenEntrance(target.get_input_embeddings(), "decoder_input_ids", token_id),
         ]
+
+    @property
+    def _rows(self) -> int:
+        """The number of tokens that the network knows."""
+        return int(self.network.get_input_embeddings().num_embeddings)
+
+    def _side_by_side(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return the streams' embeddings as one, the narrower filled up with zeros."""
+        hidden = max(part.shape[-1] for part in parts)
+        return torch.cat([pad(part, (0, hidden - part.shape[-1])) for part in parts], dim=1)
 
     def embeddings(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return the token embeddings ``[batch, token, hidden]`` of all streams."""
         with torch.no_grad(), self._lock:
-            return torch.cat([table(inputs[ids]) for table, ids in self._tables()], dim=1).detach()
+            return self._side_by_side([e.embeddings(inputs) for e in self._entrances]).detach()
 
     def baseline(self, batch: Batch, kind: str) -> Tensor:
-        """Return embeddings without the text: special tokens stay, all others are replaced.
+        """Return embeddings without the input: special tokens stay, all others are replaced.
 
         Parameters
         ----------
         batch : Batch
         kind : str
-            A token of the tokenizer as in `token_id`, or ``zero`` for a vector of zeros.
+            A token of the tokenizer as in `token_id`, or ``zero`` for a vector of zeros. Patches
+            of a picture become those of a plain picture in the mean colour (``auto``), or zeros.
 
         Returns
         -------
@@ -722,19 +771,24 @@ class Model:
         if kind == "zero":
             replaced = torch.zeros_like(actual)
         else:
-            token = self.token_id(kind)
-            replaced = self.embeddings(
-                {ids: torch.full_like(batch.inputs[ids], token) for _, ids in self._tables()}
-            )
+            if kind != "auto" and self.tokenizer is None:
+                raise InputError("baseline of a picture", got=repr(kind), expected="auto or zero")
+            with torch.no_grad(), self._lock:
+                replaced = self._side_by_side(
+                    [e.baseline(batch.inputs, kind) for e in self._entrances]
+                )
         return torch.where(batch.special[:, :, None], actual, replaced)
 
     def _embedded(
         self, inputs: Mapping[str, Tensor], embeddings: Tensor
     ) -> AbstractContextManager[None]:
-        """Return a context in which the tables return `embeddings` of all streams."""
-        parts = torch.split(embeddings, [inputs[ids].shape[1] for _, ids in self._tables()], dim=1)
+        """Return a context in which the entrances return `embeddings` of all streams."""
+        parts = torch.split(embeddings, [e.width(inputs) for e in self._entrances], dim=1)
         return borrow.embedded(
-            [(table, part) for (table, _), part in zip(self._tables(), parts, strict=True)]
+            [
+                (entrance.module, entrance.output(inputs, part))
+                for entrance, part in zip(self._entrances, parts, strict=True)
+            ]
         )
 
     def embedding_gradient(

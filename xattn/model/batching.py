@@ -76,6 +76,12 @@ def pad(rows: Sequence[Row], pad_id: int, device: torch.device) -> Mapping[str, 
             table = np.full((len(rows), width), fill, dtype=first.dtype)
             for i, array in enumerate(arrays):
                 table[i, : len(array)] = array
+        elif len({array.shape for array in arrays}) > 1:
+            raise InputError(
+                "the pictures of a batch must have one size",
+                got=" and ".join(sorted({str(list(array.shape)) for array in arrays})),
+                remedy="explain them one by one, or let the processor crop them",
+            )
         else:
             table = np.stack(arrays)
         stacked[name] = torch.from_numpy(table).to(device)

@@ -58,7 +58,7 @@ def padding_named(network: Any, inputs: Mapping[str, Tensor]) -> Iterator[None]:
     configuration names no padding token.
     """
     config = network.config.get_text_config()
-    if config.pad_token_id is not None or "attention_mask" not in inputs:
+    if "attention_mask" not in inputs or config.pad_token_id is not None:
         yield
         return
     # Padding is on the right. A zero elsewhere in the mask hides a token that is really there.

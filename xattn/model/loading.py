@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.utils import logging as hub_logging
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer
 from transformers.utils import is_peft_available
 from transformers.utils import logging as hf_logging
 from transformers.utils.peft_utils import find_adapter_config_file
@@ -52,7 +52,7 @@ def load(
     dtype: str = "float32",
     revision: str | None = None,
 ) -> Model:
-    """Load a model and its tokenizer.
+    """Load a model and what reads its inputs: a tokenizer, an image processor, or both.
 
     Parameters
     ----------
@@ -64,7 +64,9 @@ def load(
     task : str, optional
         ``classify`` (one class, several classes or numbers for a text), ``tag`` (a class for each
         word), ``answer`` (a span of a passage), ``fill`` (a masked token), ``generate`` (causal
-        decoders and encoder-decoders) or ``image``; by default what the checkpoint was made for.
+        decoders and encoder-decoders), ``image`` (one class, several classes or numbers for a
+        picture) or ``match`` (how well a text and a picture fit); by default what the checkpoint
+        was made for.
     device : str
         ``cpu``, ``cuda``, ``cuda:1``, ``mps`` or ``auto``.
     dtype : str
@@ -113,7 +115,7 @@ def load(
         network, report = auto.from_pretrained(
             base, config=config, revision=commit, dtype=DTYPES[dtype], output_loading_info=True
         )
-        tokenizer = AutoTokenizer.from_pretrained(base, revision=commit, use_fast=True)
+        tokenizer = _reader(chosen, base, commit)
         missing = set(report["missing_keys"]) | set(map(str, report["mismatched_keys"]))
         if adapter is not None:
             network, brought = _under(network, adapter, name, revision)
@@ -134,16 +136,27 @@ def load(
             expected=f"a checkpoint that was trained for the task {chosen.name}",
             remedy="name a checkpoint with a trained head, or another task (--task)",
         )
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
+    texts = getattr(tokenizer, "tokenizer", tokenizer)
+    if hasattr(texts, "all_special_ids") and len(texts) <= len(texts.all_special_ids):
         raise ModelError(
             f"{name} has no tokenizer",
-            got=f"a vocabulary of {len(tokenizer)} special tokens",
+            got=f"a vocabulary of {len(texts)} special tokens",
             remedy="save the tokenizer into the folder of the model",
         )
     if wrappers.device(network) != place:  # quantised networks cannot be moved
         network = network.to(place)
     found = getattr(config, "_commit_hash", None)
     return Model(network, tokenizer, task=chosen.name, name=shown, revision=revision or found)
+
+
+def _reader(task: Task, name: str, revision: str | None) -> Any:
+    """Return what reads the inputs of a task: a tokenizer, an image processor, or both in one."""
+    if task.name == "image":
+        # the one kind that needs no torchvision, and gives the same pixels with and without it
+        return AutoImageProcessor.from_pretrained(name, revision=revision, backend="pil")
+    if task.name == "match":
+        return AutoProcessor.from_pretrained(name, revision=revision, backend="pil")
+    return AutoTokenizer.from_pretrained(name, revision=revision, use_fast=True)
 
 
 def _default(task: str | None) -> tuple[str, str]:

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor
+from transformers.models.auto import modeling_auto
 
 from xattn.errors import InputError, ModelError, UnknownNameError
-from xattn.types import Aim, Encoding
+from xattn.types import Aim, Encoding, Link
 
 if TYPE_CHECKING:
     from xattn.model.adapter import Model
@@ -54,6 +55,10 @@ class Task(ABC):
     """What `Question.at` can be."""
     first: At = None
     """Some place that every text has."""
+    classes: bool = True
+    """Whether the logits are of the classes that the configuration names."""
+    placed: bool = True
+    """Whether the logits have places: ``[batch, position, class]``."""
 
     def auto_class(self, config: Any) -> Any:
         """Return the transformers class that loads a model of this task."""
@@ -68,6 +73,16 @@ class Task(ABC):
         if logits is None or logits.ndim != 3:
             raise wrong_output(self, output, logits, "[batch, position, class]")
         return logits if keep is None or logits.shape[1] == len(keep) else logits[:, keep]
+
+    def link(self, network: Any) -> Link:
+        """Return how a network's outputs become probabilities."""
+        if not self.classes:
+            return "softmax"
+        problem = getattr(network.config, "problem_type", None)
+        if problem == "multi_label_classification":
+            return "sigmoid"
+        one = problem is None and int(network.config.num_labels) == 1
+        return "identity" if problem == "regression" or one else "softmax"
 
     @abstractmethod
     def positions(
@@ -144,6 +159,7 @@ class Classify(Task):
     name = "classify"
     auto = "AutoModelForSequenceClassification"
     places = "nothing: the class of the whole text is explained"
+    placed = False
 
     def logits(self, output: Any, keep: Tensor | None, inputs: Any) -> Tensor:
         """Return ``[batch, class]``."""
@@ -171,6 +187,52 @@ class Image(Classify):
     name = "image"
     auto = "AutoModelForImageClassification"
     places = "nothing: the class of the whole picture is explained"
+
+
+class Match(Task):
+    """Models of texts and pictures (CLIP, SigLIP): how well the text fits the picture."""
+
+    name = "match"
+    auto = "AutoModelForZeroShotImageClassification"
+    places = "nothing: one number says how well text and picture fit"
+    classes = False
+    placed = False
+
+    def logits(self, output: Any, keep: Tensor | None, inputs: Any) -> Tensor:
+        """Return ``[batch, 1]``: the similarity of each picture and its own text."""
+        table: Tensor | None = getattr(output, "logits_per_image", None)
+        if table is None or table.ndim != 2 or table.shape[0] != table.shape[1]:
+            raise wrong_output(self, output, table, "[picture, text]")
+        return table.diagonal()[:, None]
+
+    def link(self, network: Any) -> Link:
+        """Return ``sigmoid`` for networks that were trained to judge each pair for itself."""
+        return "sigmoid" if hasattr(network, "logit_bias") else "identity"
+
+    def positions(self, model: Model, encoding: Encoding, question: Question) -> Sequence[int]:
+        """Return the only position."""
+        if question.at is not None:
+            raise no_place(self, question.at)
+        return (0,)
+
+    def aims(
+        self, model: Model, encoding: Encoding, rows: Rows, question: Question
+    ) -> Iterator[Aim]:
+        """Yield the similarity of text and picture."""
+        if question.label is not None or question.against is not None:
+            raise InputError(
+                "a match has no classes",
+                got=f"label {question.label!r}, against {question.against!r}",
+                remedy="explain each text by itself",
+            )
+        value = rows(0)[0]
+        yield Aim(
+            label=(0,),
+            position=(0,),
+            words="match of text and picture",
+            prediction=f"match {float(value):.4g}",
+            probability=float(value.sigmoid()) if model.link == "sigmoid" else None,
+        )
 
 
 class Tag(Task):
@@ -228,6 +290,7 @@ class Answer(Task):
     name = "answer"
     auto = "AutoModelForQuestionAnswering"
     places = "start, end or span"
+    classes = False
 
     def logits(self, output: Any, keep: Tensor | None, inputs: Any) -> Tensor:
         """Return ``[batch, 2, token]``: the "classes" of start and end are the tokens."""
@@ -327,6 +390,7 @@ class Fill(Task):
     auto = "AutoModelForMaskedLM"
     places = "the number of a mask in the text, from 0, each, or token:NUMBER"
     first = "token:0"
+    classes = False
 
     def positions(self, model: Model, encoding: Encoding, question: Question) -> Sequence[int]:
         """Return the masks that the question means."""
@@ -367,6 +431,7 @@ class Generate(Task):
     name = "generate"
     auto = "AutoModelForCausalLM"
     first = "next"
+    classes = False
     places = "next, each, whole, or the number of a token of the continuation, from 0"
 
     def auto_class(self, config: Any) -> Any:
@@ -435,7 +500,7 @@ class Generate(Task):
 
 
 TASKS: dict[str, Task] = {
-    task.name: task for task in (Classify(), Tag(), Answer(), Fill(), Generate(), Image())
+    task.name: task for task in (Classify(), Tag(), Answer(), Fill(), Generate(), Image(), Match())
 }
 
 ENDINGS = {
@@ -456,7 +521,9 @@ def task_of(architecture: str) -> Task:
     for ending, name in ENDINGS.items():
         if architecture.endswith(ending):
             return TASKS[name]
-    return TASKS["classify"]
+    # these are called by the family alone, such as CLIPModel
+    names = modeling_auto.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES.values()
+    return TASKS["match" if architecture in names else "classify"]
 
 
 def get_task(name: str) -> Task:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import groupby
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -14,16 +15,18 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.textpath import TextPath
 
 from xattn import files, render
+from xattn.report import pictures
+from xattn.report.sheet import FONT, INK, MARGIN, SIZE, SOFT, WIDTH, write
 from xattn.types import Attribution
 
-WIDTH, MARGIN, GUTTER = 9.0, 0.3, 1.75
-"""Inches: the picture, its border, and the column of the methods' names."""
+GUTTER = 1.75
+"""Inches: the column of the methods' names."""
 LINE, AFTER_STRIP, AFTER_TEXT = 0.27, 0.13, 0.3
 """Inches: height of a line, and the space after a strip and between two texts."""
-FONT, SIZE = "DejaVu Sans", 10.5
+HEADING = LINE * 1.5
+"""Inches of the line that says what is predicted and explained."""
 PAD = 0.035
 """Inches of colour around a token."""
-INK, SOFT = "#1d1c1a", "#66635d"
 
 
 @dataclass(frozen=True)
@@ -57,41 +60,59 @@ def render_attributions_html(attributions: Sequence[Attribution]) -> str:
 def render_attributions_png(attributions: Sequence[Attribution], path: Path) -> None:
     """Write the attributions as a picture, one strip a method, whole or not at all.
 
+    Pictures are shown with a heat map for each method; see `xattn.report.pictures`.
+
     Raises
     ------
     InputError
         If the file cannot be written.
     """
-    strips = [layout(item) for item in attributions]
-    tops, height = _tops(attributions, strips)
+    groups = [list(group) for _, group in groupby(attributions, key=_subject)]
+    strips = [[layout(item) for item in group] for group in groups]
+    heights = [_height(group, lines) for group, lines in zip(groups, strips, strict=True)]
+    height = MARGIN + sum(heights) + AFTER_TEXT * max(0, len(groups) - 1) + 0.45
     figure = Figure(figsize=(WIDTH, height), dpi=200, facecolor="white")
     FigureCanvasAgg(figure)
-    for item, strip, top in zip(attributions, strips, tops, strict=True):
-        _draw(figure, item, strip, height - top)
-    previous = None
-    for item, top in zip(attributions, tops, strict=True):
-        if (item.text, item.pair) != previous:
-            previous = (item.text, item.pair)
-            words = f"{item.verdict}, explained: {item.target}"
-            _write(figure, MARGIN, height - top + LINE * 1.15, words, INK, weight="bold")
+    up = height - MARGIN
+    for group, lines, high in zip(groups, strips, heights, strict=True):
+        _draw_group(figure, group, lines, up)
+        up -= high + AFTER_TEXT
     note = "blue speaks for what is explained, orange against; depth within each method"
-    _write(figure, MARGIN, 0.2, note, SOFT, size=8)
+    write(figure, MARGIN, 0.2, note, SOFT, size=8)
+    if any(item.picture is not None for item in attributions):
+        pictures.legend(figure, 0.18)
     with files.whole(path) as temporary:
         figure.savefig(temporary, format="png")
 
 
-def _tops(
-    attributions: Sequence[Attribution], strips: Sequence[list[Placed]]
-) -> tuple[list[float], float]:
-    """Return how far below the upper edge each strip's first line stands, and the full height."""
-    tops, down, previous = [], MARGIN, None
-    for item, strip in zip(attributions, strips, strict=True):
-        if (item.text, item.pair) != previous:
-            down += LINE * 1.5 + (AFTER_TEXT if previous else 0)
-            previous = (item.text, item.pair)
-        tops.append(down)
-        down += LINE * (strip[-1].line + 1 if strip else 1) + AFTER_STRIP
-    return tops, down + 0.45
+def _subject(item: Attribution) -> tuple[str, str | None, str]:
+    """Return what attributions that stand together have in common."""
+    return item.text, item.pair, item.target
+
+
+def _lines(strip: Sequence[Placed]) -> float:
+    """Return the inches that a strip takes; none for a picture alone."""
+    return LINE * (strip[-1].line + 1) + AFTER_STRIP if strip else 0.0
+
+
+def _height(group: Sequence[Attribution], strips: Sequence[Sequence[Placed]]) -> float:
+    """Return the inches of a heading, the panels under it, and the strips under these."""
+    return HEADING + pictures.height(group) + sum(map(_lines, strips))
+
+
+def _draw_group(
+    figure: Figure, group: Sequence[Attribution], strips: Sequence[Sequence[Placed]], up: float
+) -> None:
+    """Draw what methods say of one prediction; the upper edge is `up` inches above the lower."""
+    words = f"{group[0].verdict}, explained: {group[0].target}"
+    write(figure, MARGIN, up - LINE * 0.35, words, INK, weight="bold")
+    up -= HEADING
+    pictures.draw(figure, group, up)
+    up -= pictures.height(group)
+    for item, strip in zip(group, strips, strict=True):
+        if strip:
+            _draw(figure, item, strip, up)
+        up -= _lines(strip)
 
 
 def layout(attribution: Attribution) -> list[Placed]:
@@ -130,7 +151,7 @@ def _draw(figure: Figure, item: Attribution, strip: Sequence[Placed], up: float)
     height = figure.get_size_inches()[1]
     largest = float(abs(item.scores).max(initial=0.0))
     right = MARGIN + GUTTER - 0.2
-    _write(figure, right, up, item.method, SOFT, size=9, side="right")
+    write(figure, right, up, item.method, SOFT, size=9, side="right")
     for placed in strip:
         score = float(item.scores[placed.token])
         left, low = MARGIN + GUTTER + placed.left, up - placed.line * LINE
@@ -146,23 +167,4 @@ def _draw(figure: Figure, item: Attribution, strip: Sequence[Placed], up: float)
         )
         figure.add_artist(box)
         ink = "white" if render.dark(score, largest) else INK
-        _write(figure, left + PAD, low, placed.text, ink)
-
-
-def _write(
-    figure: Figure,
-    across: float,
-    up: float,
-    text: str,
-    ink: str,
-    *,
-    size: float = SIZE,
-    weight: str = "normal",
-    side: str = "left",
-) -> None:
-    """Write a line; `across` and `up` are inches from the lower left corner to its baseline."""
-    font = FontProperties(family=FONT, size=size, weight=weight)
-    figure.text(
-        across / WIDTH, up / figure.get_size_inches()[1], text, color=ink,
-        fontproperties=font, ha=side, va="baseline", parse_math=False,
-    )  # fmt: skip
+        write(figure, left + PAD, low, placed.text, ink)

@@ -1,0 +1,165 @@
+"""Entrances: where an input becomes the first vectors of its tokens, stream by stream.
+
+A text comes in through a table of embeddings, a picture through the convolution that reads its
+pixels. Both are found by watching which module is given the input; gradients are taken at, and
+other embeddings put in place of, what these modules return.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, pad
+
+Inputs = Mapping[str, Tensor]
+Forward = Callable[[], Any]
+
+
+class Entrance(Protocol):
+    """Where one stream comes in."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that reads the input."""
+        ...
+
+    def width(self, inputs: Inputs) -> int:
+        """Return the number of tokens of the stream, padding counted."""
+        ...
+
+    def embeddings(self, inputs: Inputs) -> Tensor:
+        """Return the embeddings ``[batch, token, hidden]``."""
+        ...
+
+    def baseline(self, inputs: Inputs, kind: str) -> Tensor:
+        """Return the embeddings of an input without content, ``[batch, token, hidden]``."""
+        ...
+
+    def output(self, inputs: Inputs, embeddings: Tensor) -> Tensor:
+        """Return what the module shall return in order that these be the embeddings."""
+        ...
+
+
+@dataclass(frozen=True)
+class TokenEntrance:
+    """A table of embeddings, which looks ids up."""
+
+    module: nn.Embedding
+    ids: str
+    """The name of the input that holds them."""
+    token_id: Callable[[str], int]
+    """The ids of the tokens that say nothing; see `Model.token_id`."""
+
+    def width(self, inputs: Inputs) -> int:
+        """Return the number of ids."""
+        return inputs[self.ids].shape[1]
+
+    def embeddings(self, inputs: Inputs) -> Tensor:
+        """Return the rows of the table."""
+        return self.module(inputs[self.ids])  # type: ignore[no-any-return]
+
+    def baseline(self, inputs: Inputs, kind: str) -> Tensor:
+        """Return the embeddings of one token, everywhere."""
+        ids = inputs[self.ids]
+        return self.module(torch.full_like(ids, self.token_id(kind)))  # type: ignore[no-any-return]
+
+    def output(self, inputs: Inputs, embeddings: Tensor) -> Tensor:
+        """Return the embeddings, cut to the table's width."""
+        return embeddings[..., : self.module.embedding_dim]
+
+
+@dataclass(frozen=True)
+class PictureEntrance:
+    """The convolution that reads the pixels: each of its positions is a patch."""
+
+    module: nn.Conv2d
+    front: int
+    """How many tokens of its own the network puts before the patches. They come from no pixels and
+    have no embedding here: theirs are zeros that nothing reads."""
+    blank: Tensor
+    """``[channel]``: a pixel of the mean colour, as the network is given it."""
+
+    def width(self, inputs: Inputs) -> int:
+        """Return the number of patches, and of tokens before them."""
+        rows, columns = grid(self.module, inputs["pixel_values"].shape[-2:])
+        return self.front + rows * columns
+
+    def embeddings(self, inputs: Inputs) -> Tensor:
+        """Return the embeddings of the patches in reading order."""
+        return self._read(inputs["pixel_values"])
+
+    def baseline(self, inputs: Inputs, kind: str) -> Tensor:
+        """Return the embeddings of a plain picture of the mean colour."""
+        pixels = inputs["pixel_values"]
+        return self._read(self.blank.to(pixels)[:, None, None].expand_as(pixels))
+
+    def _read(self, pixels: Tensor) -> Tensor:
+        patches = self.module(pixels.to(self.module.weight)).flatten(2).transpose(1, 2)
+        return pad(patches, (0, 0, self.front, 0))
+
+    def output(self, inputs: Inputs, embeddings: Tensor) -> Tensor:
+        """Return the embeddings of the patches, laid out as the convolution does."""
+        patches = embeddings[:, self.front :, : self.module.out_channels].transpose(1, 2)
+        rows, columns = grid(self.module, inputs["pixel_values"].shape[-2:])
+        return patches.reshape(*patches.shape[:2], rows, columns)
+
+
+def grid(module: nn.Conv2d, size: tuple[int, ...]) -> tuple[int, int]:
+    """Return rows and columns of what a convolution makes of a picture.
+
+    Parameters
+    ----------
+    module : Conv2d
+    size : tuple of int
+        Height and width of the picture.
+
+    Examples
+    --------
+    >>> grid(nn.Conv2d(3, 8, kernel_size=16, stride=16), (224, 224))
+    (14, 14)
+    """
+    # without data, so that nothing is computed: only the rules for shapes are asked
+    weight = module.weight.new_empty(module.weight.shape, device="meta")
+    pixels = weight.new_empty((1, module.in_channels, *size))
+    output = conv2d(
+        pixels, weight, None, module.stride, module.padding, module.dilation, module.groups
+    )
+    rows, columns = output.shape[2:]
+    return rows, columns
+
+
+def first_reader(
+    network: nn.Module, kind: type[nn.Module], fits: Callable[[Tensor], bool], forward: Forward
+) -> tuple[str, nn.Module] | None:
+    """Return name and module of a kind that is the first to be given a fitting input.
+
+    Parameters
+    ----------
+    network : Module
+    kind : type
+    fits : callable
+        Whether a tensor is the input that is looked for.
+    forward : callable
+        Runs the network.
+    """
+    found: list[tuple[str, nn.Module]] = []
+
+    def watch(name: str) -> Callable[[nn.Module, Any], None]:
+        def hook(module: nn.Module, args: Any) -> None:
+            if not found and args and fits(args[0]):
+                found.append((name, module))
+
+        return hook
+
+    modules = [(name, m) for name, m in network.named_modules() if isinstance(m, kind)]
+    handles = [module.register_forward_pre_hook(watch(name)) for name, module in modules]
+    try:
+        forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None
