@@ -21,7 +21,7 @@ from transformers import (
 import xattn
 from xattn.errors import ModelError
 from xattn.model import Edit, Model
-from xattn.model.tap import attention_implementation
+from xattn.model.interface import attention_implementation
 from xattn.testing import TEXTS, state
 from xattn.types import Batch
 
@@ -62,8 +62,11 @@ def test_half_precision(
     with attention_implementation(model.network, "eager"):
         eager = model.logits(batch.inputs)
     # The same arithmetic but for softmax, which some models take in half precision: a last digit.
+    # A model that cannot be switched to eager (ModernBERT before it followed the interface) keeps
+    # its fused kernel, which rounds once where separate steps round often.
+    digits = 2 if model.attach()[0] == "interface" else 8
     digit = torch.finfo(dtype).eps * float(eager.abs().max())
-    assert float((tapped(model, batch) - eager).abs().max()) <= 2 * digit
+    assert float((tapped(model, batch) - eager).abs().max()) <= digits * digit
     assert float((eager - exact.logits(batch.inputs)).abs().max()) > 0
     found = agreement(model, exact)
     assert min(found) >= least, found

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-from transformers import PreTrainedModel
 
 from xattn.errors import ModelError
 
@@ -51,19 +50,17 @@ def unwrapped(network: nn.Module) -> Unwrapped:
     """
     shells: list[str] = []
     inside: Any = network
-    while not isinstance(inside, PreTrainedModel):
-        inner = _inner(inside)
-        if inner is None and hasattr(inside, "config") and hasattr(inside, "get_input_embeddings"):
-            break  # a network of somebody's own that behaves like one of transformers
-        if not isinstance(inner, nn.Module):
-            raise ModelError(
-                "the network is not a transformers model",
-                got=type(inside).__name__ + (f" inside {shells[-1]}" if shells else ""),
-                expected="a PreTrainedModel, or one that is compiled or carries a PEFT adapter",
-                remedy="load it with transformers' AutoModelForSequenceClassification",
-            )
+    while (inner := _inner(inside)) is not None:
         shells.append(type(inside).__name__)
         inside = inner
+    # what a user builds need not be a PreTrainedModel, if it says what it is in the same way
+    if not hasattr(inside, "config"):
+        raise ModelError(
+            "the network is not a transformers model",
+            got=type(inside).__name__ + (f" inside {shells[-1]}" if shells else ""),
+            expected="a PreTrainedModel, or one that is compiled or carries a PEFT adapter",
+            remedy="load it with transformers' AutoModelForSequenceClassification",
+        )
     return Unwrapped(inside, tuple(shells))
 
 
