@@ -64,7 +64,7 @@ def test_half_precision(
     # The same arithmetic but for softmax, which some models take in half precision: a last digit.
     # A model that cannot be switched to eager (ModernBERT before it followed the interface) keeps
     # its fused kernel, which rounds once where separate steps round often.
-    digits = 2 if model.attach()[0] == "interface" else 8
+    digits = 2 if model.attach().backend == "interface" else 8
     digit = torch.finfo(dtype).eps * float(eager.abs().max())
     assert float((tapped(model, batch) - eager).abs().max()) <= digits * digit
     assert float((eager - exact.logits(batch.inputs)).abs().max()) > 0
