@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast, get_args
 
@@ -23,6 +24,7 @@ from xattn.errors import InputError, XattnError
 from xattn.evaluation import Comparison, compare, load_dataset
 from xattn.explanations import DEFAULT_METHODS, explain
 from xattn.model import load
+from xattn.picture import Picture
 from xattn.registry import defaults
 from xattn.registry import methods as registry
 from xattn.report import maps as map_pages
@@ -42,7 +44,16 @@ app = typer.Typer(
 )
 console = Console()
 
-TextArgument = Annotated[str, typer.Argument(help="The text to explain.", show_default=False)]
+TextArgument = Annotated[
+    str,
+    typer.Argument(
+        help="The text to explain; for models of pictures, the file of one.", show_default=False
+    ),
+]
+PictureOption = Annotated[
+    Path | None,
+    typer.Option("--picture", help="The picture that the text is matched with (match)."),
+]
 PairOption = Annotated[
     str | None,
     typer.Option("--pair", help="The second text: of a pair, the passage, or the continuation."),
@@ -67,7 +78,7 @@ TaskOption = Annotated[
     str | None,
     typer.Option(
         "--task",
-        help="classify, tag, answer, fill, generate or image.",
+        help="classify, tag, answer, fill, generate, image or match.",
         show_default="what the model was made for",
     ),
 ]
@@ -154,6 +165,7 @@ def chosen_methods(options: list[str] | None, default: Sequence[str]) -> list[st
 def explain_command(
     text: TextArgument = EXAMPLE,
     pair: PairOption = None,
+    picture: PictureOption = None,
     methods: MethodsOption = None,
     model: ModelOption = None,
     task: TaskOption = None,
@@ -175,7 +187,7 @@ def explain_command(
     revision: RevisionOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Explain the prediction on one text by one or more methods."""
+    """Explain the prediction on one text or picture by one or more methods."""
     specs = chosen_methods(methods, DEFAULT_METHODS)
     for spec in specs:
         registry.build(spec)  # before the model is loaded: a misspelt name shall cost no time
@@ -188,6 +200,7 @@ def explain_command(
         [[{"role": "user", "content": text}] if chat else text],
         specs,
         pairs=None if pair is None else [pair],
+        pictures=None if picture is None else [picture],
         label=label,
         against=against,
         at=at,
@@ -286,12 +299,16 @@ def compare_command(
 def maps_command(
     text: TextArgument = EXAMPLE,
     pair: PairOption = None,
+    picture: PictureOption = None,
     layer: Annotated[int | None, typer.Option("--layer", help="One layer, from 0.")] = None,
     head: Annotated[int | None, typer.Option("--head", help="One head, from 0.")] = None,
     average: Annotated[bool, typer.Option("--average", help="Average over heads.")] = False,
     stack: Annotated[
         str | None,
-        typer.Option("--stack", help="encoder, decoder or cross, of an encoder-decoder."),
+        typer.Option(
+            "--stack",
+            help="encoder, decoder or cross, of an encoder-decoder; text or image, of both.",
+        ),
     ] = None,
     png: Annotated[Path | None, typer.Option("--png", help="Write a picture.")] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page.")] = None,
@@ -303,13 +320,15 @@ def maps_command(
     revision: RevisionOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Draw the attention maps of one text, layers by heads."""
+    """Draw the attention maps of one text or picture, layers by heads."""
     if png is None and html is None:
         png, html = Path("xattn-maps.png"), Path("xattn-maps.html")
     check_outputs(png, html)
     loaded = load(model, task=task, device=device, dtype=dtype, revision=revision)
     pairs = None if pair is None else [pair]
-    maps = loaded.attention(loaded.encode([text], pairs, truncate=truncate), stack)[0]
+    pictures = None if picture is None else [picture]
+    encodings = loaded.encode([text], pairs, pictures=pictures, truncate=truncate)
+    maps = loaded.attention(encodings, stack)[0]
     layers, heads = maps.maps.shape[:2]
     in_range("--layer", layer, layers)
     in_range("--head", head, heads)
@@ -392,12 +411,29 @@ def show_attributions(items: list[Attribution]) -> None:
             ink = "white" if render.dark(score, largest) else "black"
             line.append(piece.text, style=f"{ink} on rgb({red},{green},{blue})")
         console.print(line)
-        if not console.is_terminal:
+        if item.picture is not None and console.is_terminal:
+            show_patches(item, item.picture, width + 2)
+        if item.picture is not None or not console.is_terminal:
             ranked = sorted(zip(item.scores, item.tokens, strict=True), reverse=True)
             best = ", ".join(f"{token} {score:+.3f}" for score, token in ranked[:5])
-            console.print(f"{'':>{width}}  {best}", style="dim")
+            # a token such as "[added 0]" is no markup
+            console.print(f"{'':>{width}}  {best}", style="dim", markup=False)
         if item.gap is not None:
             console.print(f"{'':>{width}}  completeness gap {item.gap:+.2g}", style="dim")
+
+
+def show_patches(item: Attribution, picture: Picture, indent: int) -> None:
+    """Print a picture's patches as coloured cells, if they fit the terminal."""
+    scores, largest = item.patches, float(abs(item.patches).max(initial=0.0))
+    rows = [list(row) for _, row in groupby(range(len(scores)), lambda i: picture.boxes[i, 1])]
+    if indent + 2 * len(rows[0]) > console.width:
+        return
+    for row in rows:
+        line = Text(" " * indent)
+        for patch in row:
+            red, green, blue = render.rgb(float(scores[patch]), largest)
+            line.append("  ", style=f"on rgb({red},{green},{blue})")
+        console.print(line)
 
 
 def show_leaderboard(result: Comparison) -> None:

@@ -41,9 +41,9 @@ class Layout:
 
     def sides(self, site: Site) -> tuple[str, str]:
         """Return what the names of the inputs begin with that a site's queries and keys are of."""
-        if "cross" not in self.stacks.values():
-            return "", ""
         stack = self.stack(site)
+        if "cross" not in self.stacks.values():  # of text and picture, the picture is the second
+            return (TARGET, TARGET) if stack == "image" else ("", "")
         return (
             TARGET if stack in ("decoder", "cross") else "",
             TARGET if stack == "decoder" else "",
