@@ -15,6 +15,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from PIL import Image
+from transformers import ViTConfig, ViTForImageClassification
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from xattn import cli
 from xattn import demo as shipped
@@ -321,3 +324,24 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing(tmp_path: Path) -> None:
     assert "xattn: interrupted; nothing half-written is left" in seen
     assert "Traceback" not in seen
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_is_explained_by_its_file(run: Run, tmp_path: Path) -> None:
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_labels": 2}
+    config = ViTConfig(**size, intermediate_size=16, image_size=16, patch_size=8)
+    ViTForImageClassification(config).save_pretrained("model")
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained("model")
+    Image.new("RGB", (20, 20), "red").save("red.png")
+    code, out, _ = run(
+        "explain", "red.png", "--model", "model", "--png", "heat.png", "--html", "heat.html"
+    )
+    assert code == 0
+    assert "[added 0]" in out
+    assert (tmp_path / "heat.png").stat().st_size
+    assert "data:image/png" in (tmp_path / "heat.html").read_text()
+    code, out, _ = run("maps", "red.png", "--task", "image", "--model", "model", "--html", "m.html")
+    assert code == 0
+    assert '"1,1"' in (tmp_path / "m.html").read_text()
+    code, _, err = run("explain", "blue.png", "--model", "model")
+    assert code == 2
+    assert err == "xattn: there is no such picture: got blue.png, expected the name of a file\n"

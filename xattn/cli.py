@@ -49,7 +49,16 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-TextArgument = Annotated[str, typer.Argument(help="The text to explain.", show_default=False)]
+TextArgument = Annotated[
+    str,
+    typer.Argument(
+        help="The text to explain; for models of pictures, the file of one.", show_default=False
+    ),
+]
+PictureOption = Annotated[
+    Path | None,
+    typer.Option("--picture", help="The picture that the text is matched with (match)."),
+]
 PairOption = Annotated[
     str | None,
     typer.Option("--pair", help="The second text: of a pair, the passage, or the continuation."),
@@ -74,7 +83,7 @@ TaskOption = Annotated[
     str | None,
     typer.Option(
         "--task",
-        help="classify, tag, answer, fill, generate or image.",
+        help="classify, tag, answer, fill, generate, image or match.",
         show_default="what the model was made for",
     ),
 ]
@@ -179,6 +188,7 @@ def chosen_methods(options: list[str] | None, default: Sequence[str]) -> list[st
 def explain_command(
     text: TextArgument = EXAMPLE,
     pair: PairOption = None,
+    picture: PictureOption = None,
     methods: MethodsOption = None,
     model: ModelOption = None,
     task: TaskOption = None,
@@ -200,7 +210,7 @@ def explain_command(
     revision: RevisionOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Explain the prediction on one text by one or more methods."""
+    """Explain the prediction on one text or picture by one or more methods."""
     specs = chosen_methods(methods, DEFAULT_METHODS)
     for spec in specs:
         registry.build(spec)  # before the model is loaded: a misspelt name shall cost no time
@@ -213,6 +223,7 @@ def explain_command(
         [[{"role": "user", "content": text}] if chat else text],
         specs,
         pairs=None if pair is None else [pair],
+        pictures=None if picture is None else [picture],
         label=label,
         against=against,
         at=at,
@@ -435,12 +446,16 @@ def compare_command(
 def maps_command(
     text: TextArgument = EXAMPLE,
     pair: PairOption = None,
+    picture: PictureOption = None,
     layer: Annotated[int | None, typer.Option("--layer", help="One layer, from 0.")] = None,
     head: Annotated[int | None, typer.Option("--head", help="One head, from 0.")] = None,
     average: Annotated[bool, typer.Option("--average", help="Average over heads.")] = False,
     stack: Annotated[
         str | None,
-        typer.Option("--stack", help="encoder, decoder or cross, of an encoder-decoder."),
+        typer.Option(
+            "--stack",
+            help="encoder, decoder or cross, of an encoder-decoder; text or image, of both.",
+        ),
     ] = None,
     png: Annotated[Path | None, typer.Option("--png", help="Write a picture.")] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page.")] = None,
@@ -452,13 +467,15 @@ def maps_command(
     revision: RevisionOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Draw the attention maps of one text, layers by heads."""
+    """Draw the attention maps of one text or picture, layers by heads."""
     if png is None and html is None:
         png, html = Path("xattn-maps.png"), Path("xattn-maps.html")
     check_outputs(png, html)
     loaded = load(model, task=task, device=device, dtype=dtype, revision=revision)
     pairs = None if pair is None else [pair]
-    maps = loaded.attention(loaded.encode([text], pairs, truncate=truncate), stack)[0]
+    pictures = None if picture is None else [picture]
+    encodings = loaded.encode([text], pairs, pictures=pictures, truncate=truncate)
+    maps = loaded.attention(encodings, stack)[0]
     layers, heads = maps.maps.shape[:2]
     in_range("--layer", layer, layers)
     in_range("--head", head, heads)

@@ -23,7 +23,7 @@ Scores = npt.NDArray[np.floating[Any]]
 
 FADE = 0.32
 """How much of the grey copy's contrast is left under the colours."""
-SHOWN = 220
+SHOWN = 176
 """Pixels of the longer side of a picture on a page."""
 
 

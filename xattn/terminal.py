@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from rich.text import Text
 from xattn import render
 from xattn.effects import Effect
 from xattn.evaluation import Comparison
+from xattn.picture import Picture
 from xattn.types import Attribution
 
 console = Console()
@@ -68,12 +70,29 @@ def show_attributions(items: Sequence[Attribution], heading: str = "") -> None:
             ink = "white" if render.dark(score, largest) else "black"
             line.append(piece.text, style=f"{ink} on rgb({red},{green},{blue})")
         console.print(line)
-        if not console.is_terminal:
+        if item.picture is not None and console.is_terminal:
+            show_patches(item, item.picture, width + 2)
+        if item.picture is not None or not console.is_terminal:
             ranked = sorted(zip(item.scores, item.tokens, strict=True), reverse=True)
             best = ", ".join(f"{token} {score:+.3f}" for score, token in ranked[:5])
-            console.print(f"{'':>{width}}  {best}", style="dim")
+            # a token such as "[added 0]" is no markup
+            console.print(f"{'':>{width}}  {best}", style="dim", markup=False)
         if item.gap is not None:
             console.print(f"{'':>{width}}  completeness gap {item.gap:+.2g}", style="dim")
+
+
+def show_patches(item: Attribution, picture: Picture, indent: int) -> None:
+    """Print a picture's patches as coloured cells, if they fit the terminal."""
+    scores, largest = item.patches, float(abs(item.patches).max(initial=0.0))
+    rows = [list(row) for _, row in groupby(range(len(scores)), lambda i: picture.boxes[i, 1])]
+    if indent + 2 * len(rows[0]) > console.width:
+        return
+    for row in rows:
+        line = Text(" " * indent)
+        for patch in row:
+            red, green, blue = render.rgb(float(scores[patch]), largest)
+            line.append("  ", style=f"on rgb({red},{green},{blue})")
+        console.print(line)
 
 
 def show_leaderboard(result: Comparison) -> None:

@@ -525,7 +525,8 @@ class AttentionMaps:
     keys: tuple[str, ...] = ()
     """``[key]``: who is looked at; the same tokens if not given."""
     stack: str = "self"
-    """``self``, or ``encoder``, ``decoder`` and ``cross`` in encoder-decoders."""
+    """``self``, or ``encoder``, ``decoder`` and ``cross`` in encoder-decoders, ``text`` and
+    ``image`` in models of both."""
 
     def __post_init__(self) -> None:
         if not self.keys:

@@ -32,8 +32,8 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 import xattn
 from xattn import testing
-from xattn.errors import AttentionError, InputError
-from xattn.model import Model
+from xattn.errors import AttentionError, InputError, ModelError
+from xattn.model import Model, Suppress, mark
 from xattn.model.entrances import grid
 from xattn.model.tap import Edit, Site
 from xattn.registry import Method
@@ -292,6 +292,22 @@ def test_an_edit_changes_the_prediction_and_is_taken_back(vit: Model) -> None:
     with vit.edit(Edit(probabilities=lambda site, maps: torch.full_like(maps, 1 / 17))):
         assert float((vit.logits(inputs) - before).abs().max()) > 1e-3
     assert torch.equal(vit.logits(inputs), before)
+
+
+def test_attention_to_a_marked_patch_is_suppressed(vit: Model) -> None:
+    encodings = [mark(e, "it", positions=[6]) for e in vit.encode(testing.PICTURES[:2])]
+    with vit.edit(Suppress("it")):
+        for maps in vit.attention(encodings):
+            assert maps.tokens[6] == "1,1"
+            assert maps.maps[..., 6].max() < 1e-6
+            assert np.allclose(maps.maps.sum(-1), 1, atol=1e-5)
+
+
+def test_a_task_is_given_what_it_reads(vit: Model, demo: Model) -> None:
+    with pytest.raises(ModelError, match="needs what reads a picture: got"):
+        Model(vit.network, demo.tokenizer)
+    with pytest.raises(ModelError, match="needs what reads a text: got"):
+        Model(demo.network, processor())
 
 
 def test_maps_are_labelled_by_patch(vit: Model) -> None:

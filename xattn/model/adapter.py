@@ -90,7 +90,7 @@ class Model:
         self.network, self.shells = wrappers.unwrapped(network)
         network = self.network
         self.task: Task = task_of(type(network).__name__) if task is None else get_task(task)
-        self.tokenizer, self.reader = images.parts(tokenizer)
+        self.tokenizer, self.reader = images.parts(tokenizer, self.task)
         self.name = name or type(network).__name__
         self.revision = revision
         self.passes = Passes()
@@ -161,7 +161,10 @@ class Model:
         if self.reader is not None:
             return images.encode(self, texts, pairs, pictures, truncate=truncate)
         if pictures is not None:
-            raise InputError(f"the task {self.task.name} takes no pictures")
+            raise InputError(
+                f"the task {self.task.name} takes no pictures",
+                remedy="see the tasks image and match",
+            )
         options: dict[str, Any] = {"limit": self.limit, "truncate": truncate}
         if self.task.name == "generate":
             chats = cast(Sequence[str | prompts.Chat], texts)
@@ -589,7 +592,8 @@ class Model:
         ----------
         encodings : sequence of Encoding
         stack : str, optional
-            ``encoder``, ``decoder`` or ``cross`` in encoder-decoders, the first by default.
+            ``encoder``, ``decoder`` or ``cross`` in encoder-decoders, ``text`` or ``image`` in
+            models of both, the first by default.
 
         Raises
         ------
@@ -637,7 +641,8 @@ class Model:
         """Return the attention sites as people name them: by stack, layer and head."""
         attached = self.attach()
         heads = {s: shape[0] for s, shape in zip(attached.sites, attached.shapes, strict=True)}
-        stacks = {link.site: link.stack for link in self._links} if self.paired else {}
+        several = self.paired or self.task.name == "match"
+        stacks = {link.site: link.stack for link in self._links} if several else {}
         return Layout(heads, stacks)
 
     def attach(self) -> Attached:

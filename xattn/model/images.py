@@ -32,6 +32,7 @@ from xattn.types import PICTURE, Encoding, Row
 
 if TYPE_CHECKING:
     from xattn.model.adapter import Model
+    from xattn.model.tasks import Task
 
 Source = str | Path | Image.Image | npt.NDArray[np.uint8]
 """A picture: a file, or what it holds, ``[row, column, 3]`` uint8."""
@@ -65,7 +66,9 @@ def opened(source: Source, number: int) -> tuple[Image.Image, str]:
     elif isinstance(source, str | Path):
         name = Path(source).name
         if not Path(source).is_file():
-            raise InputError("there is no such picture", got=str(source)[:200])
+            raise InputError(
+                "there is no such picture", got=str(source)[:200], expected="the name of a file"
+            )
         try:
             image = Image.open(source)
             image.load()
@@ -124,18 +127,34 @@ class Reader:
         return dict(self.processor(images=image, return_tensors="np", **options))
 
 
-def parts(processor: Any) -> tuple[Any, Reader | None]:
-    """Return the tokenizer and the reader of pictures that something holds, or is itself.
+def parts(processor: Any, task: Task) -> tuple[Any, Reader | None]:
+    """Return the tokenizer and the reader of pictures that a task needs, as far as it does.
 
     Parameters
     ----------
     processor : tokenizer, image processor, or processor of both
+    task : Task
+
+    Raises
+    ------
+    ModelError
+        If one is missing.
     """
-    if isinstance(processor, BaseImageProcessor):
-        return None, Reader(processor)
-    if hasattr(processor, "image_processor"):
-        return processor.tokenizer, Reader(processor.image_processor)
-    return processor, None
+    seeing = isinstance(processor, BaseImageProcessor)
+    both = hasattr(processor, "image_processor")
+    kinds = {
+        "text": None if seeing else processor.tokenizer if both else processor,
+        "picture": processor if seeing else processor.image_processor if both else None,
+    }
+    for kind in sorted(task.inputs):
+        if kinds[kind] is None:
+            raise ModelError(
+                f"the task {task.name} needs what reads a {kind}",
+                got=type(processor).__name__,
+                expected="a tokenizer (text), an image processor (picture) or a processor of both",
+            )
+    tokenizer = kinds["text"] if "text" in task.inputs else None
+    return tokenizer, Reader(kinds["picture"]) if "picture" in task.inputs else None
 
 
 def token_limit(model: Model) -> int | None:

@@ -47,6 +47,8 @@ class Layout:
     def sides(self, site: Site) -> tuple[str, str]:
         """Return what the names of the inputs begin with that a site's queries and keys are of."""
         stack = self.stack(site)
+        if stack == "image":  # of text and picture, the picture is the second
+            return TARGET, TARGET
         if stack not in TEXT_STACKS:
             return f"{stack}_", f"{stack}_"
         if "cross" not in self.stacks.values():

@@ -59,6 +59,8 @@ class Task(ABC):
     """Whether the logits are of the classes that the configuration names."""
     placed: bool = True
     """Whether the logits have places: ``[batch, position, class]``."""
+    inputs: frozenset[str] = frozenset({"text"})
+    """What such a model takes: ``text``, ``picture`` or both."""
 
     def auto_class(self, config: Any) -> Any:
         """Return the transformers class that loads a model of this task."""
@@ -187,6 +189,7 @@ class Image(Classify):
     name = "image"
     auto = "AutoModelForImageClassification"
     places = "nothing: the class of the whole picture is explained"
+    inputs = frozenset({"picture"})
 
 
 class Match(Task):
@@ -195,6 +198,7 @@ class Match(Task):
     name = "match"
     auto = "AutoModelForZeroShotImageClassification"
     places = "nothing: one number says how well text and picture fit"
+    inputs = frozenset({"text", "picture"})
     classes = False
     placed = False
 

@@ -29,7 +29,8 @@ class Link:
     keys: int
     """The stream of those who are looked at."""
     stack: str
-    """``self`` in models of one stream; else ``encoder``, ``decoder`` or ``cross``."""
+    """``self`` in models of one stream; else ``encoder``, ``decoder`` or ``cross``; ``text`` or
+    ``image`` in models of both."""
 
 
 def chain(
