@@ -1,62 +1,31 @@
-"""The model adapter: encode, batch, score, differentiate, tap and edit one Hugging Face model.
+"""The model adapter: texts and pictures in, targets, scores, attention and edits out.
 
-Every call hands the network back as it came, also after an exception or Ctrl-C: training mode,
-gradient flags, attention implementation, hooks and configuration. Calls from several threads take
-turns.
+`Model` is what everything in xattn reaches a model through. How its network is held, tapped and run
+is the business of `xattn.model.runner`.
 """
 
 from __future__ import annotations
 
-import inspect
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from xattn.errors import AttentionError, InputError, ModelError, UnknownNameError, XattnWarning
-from xattn.model import (
-    batching,
-    borrow,
-    encoding,
-    generation,
-    images,
-    interventions,
-    prompts,
-    provenance,
-    wrappers,
-)
-from xattn.model.attach import BACKENDS, Attached, find_backend
+from xattn.errors import AttentionError, InputError, ModelError, UnknownNameError
+from xattn.model import batching, encoding, generation, images, prompts, provenance
+from xattn.model.attach import Attached
 from xattn.model.entrances import Entrance, TokenEntrance
-from xattn.model.interventions import Intervenable
-from xattn.model.places import Layout
 from xattn.model.reduction import WHOLE, GradientReduction, Reduction
-from xattn.model.tap import Edit, Reading, Site, Tap
-from xattn.model.tasks import Question, Task, get_task, task_of
-from xattn.model.trace import Link, Trace, chain, readouts
+from xattn.model.runner import Runner
+from xattn.model.tasks import Question
+from xattn.model.trace import Link, Trace, chain, maps_of, take
 from xattn.types import Aim, AttentionMaps, Batch, Encoding, Quantity, Row, Target
 from xattn.types import Link as OutputLink
 
 
-@dataclass
-class Passes:
-    """How many inputs went forward and backward through the network so far."""
-
-    forward: int = 0
-    backward: int = 0
-
-    def copy(self) -> Passes:
-        """Return the counts as they stand now."""
-        return Passes(self.forward, self.backward)
-
-
-class Model:
+class Model(Runner):
     """A network with its tokenizer (or what else reads its inputs) and its task.
 
     Parameters
@@ -87,27 +56,15 @@ class Model:
         revision: str | None = None,
         budget: int = 2048,
     ) -> None:
-        self.network, self.shells = wrappers.unwrapped(network)
-        network = self.network
-        self.task: Task = task_of(type(network).__name__) if task is None else get_task(task)
-        self.tokenizer, self.reader = images.parts(tokenizer, self.task)
-        self.name = name or type(network).__name__
+        super().__init__(network, tokenizer, task, name)
         self.revision = revision
-        self.passes = Passes()
         self.labels = self._class_names()
         """The classes by number; empty where they are the tokens of the vocabulary."""
         self.limit = None if self.tokenizer is None else images.token_limit(self)
-        self.input_names = images.input_names(self)
         # A network that takes no mask (FNet) would read padding: its texts run one by one.
         masked = "attention_mask" in self.input_names or self.tokenizer is None
         self.budget = budget if masked else 0
-        # The model's own padding id counts, not the tokenizer's: decoder heads look for it.
-        self._pad_id: int | None = getattr(network.config.get_text_config(), "pad_token_id", None)
-        self._edits: tuple[Intervenable, ...] = ()
-        self._attached: Attached | None = None
-        self._links: tuple[Link, ...] = ()
         self._front: int | None = None
-        self._lock = borrow.lock(self.network)
 
     def _class_names(self) -> tuple[str, ...]:
         if not self.task.classes:
@@ -122,24 +79,9 @@ class Model:
         )
 
     @property
-    def device(self) -> torch.device:
-        """Where inputs go; see `wrappers.device`."""
-        return wrappers.device(self.network)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Floating-point type of the parameters."""
-        return self.network.dtype  # type: ignore[no-any-return]
-
-    @property
     def link(self) -> OutputLink:
         """How the outputs become probabilities."""
         return self.task.link(self.network)
-
-    @property
-    def paired(self) -> bool:
-        """Whether the model is an encoder-decoder that writes: two streams of tokens."""
-        return self.task.name == "generate" and bool(self.network.config.is_encoder_decoder)
 
     # ------------------------------------------------------------------ texts
 
@@ -193,11 +135,59 @@ class Model:
 
     def collate(self, rows: Sequence[Row]) -> Mapping[str, Tensor]:
         """Stack the model's input arrays, padded on the right; each ``[batch, token]``."""
-        fill = self._pad_id
+        fill = self.pad_id
         if fill is None:  # any id that no text uses will do: padding is masked
             used = {int(i) for row in rows for i in row.get("input_ids", ())}
             fill = next(i for i in range(len(used) + 1) if i not in used)
         return batching.pad(rows, fill, self.device)
+
+    def probe(self) -> Batch:
+        """Return two inputs of different lengths, to try the network on."""
+        return self.batch(images.probe(self) if self.reader is not None else prompts.probe(self))
+
+    def chain(self, attached: Attached, widths: Sequence[int]) -> tuple[Link, ...]:
+        """Return the sites between tokens, given the widths of the probe's streams."""
+        if self.reader is None:
+            return chain(attached.sites, attached.shapes, widths)
+        self._front, links = images.links(self, attached, widths)
+        return links
+
+    @cached_property
+    def entrances(self) -> list[Entrance]:
+        """Where each stream comes in."""
+        if self.reader is not None:
+            return images.entrances(self)
+        network, token_id = self.network, self.token_id
+        if not self.paired:
+            return [TokenEntrance(network.get_input_embeddings(), "input_ids", token_id)]
+        # some encoder-decoders never ask the table that the network itself names
+        source, target = network.get_encoder(), network.get_decoder()
+        return [
+            TokenEntrance(source.get_input_embeddings(), "input_ids", token_id),
+            TokenEntrance(target.get_input_embeddings(), "decoder_input_ids", token_id),
+        ]
+
+    @cached_property
+    def stem(self) -> images.Stem:
+        """Where pictures enter the network."""
+        with torch.no_grad(), self.borrowed({}):
+            return images.find_stem(self)
+
+    @property
+    def front(self) -> int:
+        """How many tokens of its own the network puts before the patches of a picture."""
+        with self.lock:
+            if self._front is None:
+                try:
+                    self.attach()
+                except AttentionError:  # without attention nothing tells, and nothing depends on it
+                    self._front = 0
+            return self._front or 0
+
+    @property
+    def _rows(self) -> int:
+        """The number of tokens that the network knows."""
+        return len(self.network.get_input_embeddings().weight)  # wrapped ones have no number
 
     def token_id(self, kind: str) -> int:
         """Return the id of the tokenizer's ``mask``, ``pad``, ``unk`` ... token, or of ``auto``."""
@@ -234,7 +224,7 @@ class Model:
             self.network,
             self.tokenizer,
             [encoding.row for encoding in encodings],
-            self._borrowed,
+            self.borrowed,
             max_new_tokens=max_new_tokens,
             limit=self.limit,
             budget=self.budget,
@@ -379,100 +369,6 @@ class Model:
         number = self.tokenizer.mask_token_id
         return -1 if number is None else int(number)
 
-    # ---------------------------------------------------------- forward passes
-
-    def logits(self, inputs: Mapping[str, Tensor], keep: Sequence[int] | None = None) -> Tensor:
-        """Return ``[batch, class]`` or ``[batch, position, class]`` float32, without gradients.
-
-        With `keep`, only these positions, in this order.
-        """
-        chosen = None if keep is None else torch.tensor(keep, device=self.device)
-        with torch.no_grad(), self._borrowed(inputs):
-            return self._forward(inputs, chosen)
-
-    def _forward(self, inputs: Mapping[str, Tensor], keep: Tensor | None = None) -> Tensor:
-        pads = (self._pad_id, getattr(self.tokenizer, "pad_token_id", None))
-        batching.refuse_left_padding(inputs, {i for i in pads if i is not None})
-        logits = self.task.logits(self.output(inputs, keep), keep, inputs)
-        self.passes.forward += len(logits)
-        if not bool(logits.isfinite().all()):
-            bad = int((~logits.flatten(1).isfinite().all(-1)).nonzero()[0])
-            raise ModelError(
-                f"the model's logits are not finite at input {bad} of the batch",
-                got=str(logits[bad].flatten()[:8].tolist()),
-                remedy="check the weights, or use --dtype float32",
-            )
-        return logits.float()
-
-    def output(self, inputs: Mapping[str, Tensor], keep: Tensor | None = None) -> Any:
-        """Return what the network returns."""
-        given = {name: inputs[name] for name in self.input_names if name in inputs}
-        if "pixel_values" in given:
-            given["pixel_values"] = given["pixel_values"].to(self.dtype)
-        if keep is not None and self._selects:
-            given["logits_to_keep"] = keep
-        return self.network(**given)
-
-    @cached_property
-    def _selects(self) -> bool:
-        """Whether the network can leave out logits: vocabularies are large."""
-        return "logits_to_keep" in inspect.signature(self.network.forward).parameters
-
-    def _value(self, inputs: Mapping[str, Tensor], target: Target) -> Tensor:
-        """Return the target ``[batch]`` of one forward pass."""
-        if target.position is None:
-            return target(self._forward(inputs))
-        keep, place = torch.unique(target.position, return_inverse=True)
-        return replace(target, position=place)(self._forward(inputs, keep))
-
-    def _backward(self, score: Tensor, sources: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Return the derivative of each example's score by each source."""
-        if torch.is_inference_mode_enabled():
-            raise ModelError(
-                "gradients cannot be taken within torch.inference_mode()",
-                remedy="call it outside, or within torch.no_grad()",
-            )
-        self.passes.backward += len(score)
-        # Examples do not mix, so the sum's gradient holds each example's own.
-        found: tuple[Tensor, ...] = ()
-        if score.requires_grad:
-            derivatives = torch.autograd.grad(score.sum(), list(sources), allow_unused=True)
-            found = tuple(d for d in derivatives if d is not None)
-        if len(found) < len(sources):
-            raise ModelError(
-                "the model passes no gradient through all of its layers",
-                got=f"{len(sources) - len(found)} of {len(sources)} derivatives missing",
-                remedy="load it with weights that are not quantised, or use a method without "
-                "gradients",
-            )
-        return found
-
-    @contextmanager
-    def _borrowed(
-        self,
-        inputs: Mapping[str, Tensor],
-        recordings: Sequence[Edit] = (),
-        readings: Sequence[Reading] = (),
-    ) -> Iterator[Tap | None]:
-        """Hold the network for one forward pass, with the open edits, recordings and readings.
-
-        Yields the tap, if there is any reason to open one.
-        """
-        edits = (*self._edits, *recordings)
-        with self._lock, ExitStack() as stack:
-            stack.enter_context(wrappers.eager())
-            stack.enter_context(borrow.frozen(self.network))
-            stack.enter_context(borrow.padding_named(self.network, inputs))
-            tap = None
-            if edits or readings:
-                backend = BACKENDS[self.attach().backend]
-                plain = stack.enter_context(
-                    interventions.resolved(self.network, edits, self.layout(), inputs)
-                )
-                tap = Tap(self.network, plain, readings)
-                stack.enter_context(backend(self.network, tap))
-            yield tap
-
     # ---------------------------------------------------------------- attention
 
     def trace(
@@ -485,103 +381,10 @@ class Model:
     ) -> Trace:
         """Run forward once, recording attention maps, and backward as far as needed.
 
-        The readout is found by gradient and not by model family: positions mix in attention only,
-        so the derivative of the target by the output of the *last* attention module is non-zero at
-        exactly the positions that the prediction is read from. Its norm per position, normalised,
-        is the readout.
-
-        Parameters
-        ----------
-        batch : Batch
-        target : Target
-        reduce : Reduction, optional
-            What is kept of each map: whole maps by default, nothing with None. Applied to runs of
-            queries as they are computed, so that what is not needed is never held.
-        gradients : bool or GradientReduction
-            Also differentiate the target by every map, and keep the whole derivatives, or what the
-            reduction makes of maps and derivatives: that computes each attention twice and holds a
-            few queries of it. Without it, the backward pass is as short as the head of the model.
-
-        Raises
-        ------
-        AttentionError
-            If the model's attention cannot be reached, or its maps carry no gradients.
+        See `xattn.model.trace.take`: `reduce` says what is kept of each map, `gradients` whether
+        the target is differentiated by the maps, too.
         """
-        if gradients is True and reduce is not WHOLE:
-            raise ValueError("gradients are taken of whole maps: do not reduce them")
-        if gradients and "gradients" not in self.attach().serves:
-            raise AttentionError(
-                f"the attention maps of {type(self.network).__name__} carry no gradients",
-                got=f"the backend {self.attach().backend}",
-                remedy="use a method that needs no gradients of attention, such as attention",
-            )
-        with self._lock:
-            links = self.links()
-            sizes = {
-                link.site: (batch.widths[link.queries], batch.widths[link.keys]) for link in links
-            }
-            maps: dict[Site, Tensor] = {}
-            products: dict[Site, Tensor] = {}
-
-            def record(site: Site, probabilities: Tensor) -> Tensor:
-                # frozen parameters: the first map depends on nothing that has a gradient
-                if site in sizes and not probabilities.requires_grad:
-                    probabilities = probabilities.detach().requires_grad_()
-                maps[site] = probabilities
-                return probabilities
-
-            recordings = [Edit(probabilities=record)] if gradients is True else []
-            readings = []
-            if reduce is not None and gradients is not True:
-                readings.append(Reading(reduce, maps.__setitem__, sizes))
-            if isinstance(gradients, GradientReduction):
-                readings.append(Reading(gradients, products.__setitem__, sizes))
-            with ExitStack() as stack:
-                stack.enter_context(torch.enable_grad())
-                tap = stack.enter_context(self._borrowed(batch.inputs, recordings, readings))
-                last = {
-                    link: stack.enter_context(borrow.output_of(self.network, link.site))
-                    for link in readouts(links)
-                }
-                score = self._value(batch.inputs, target)
-                kept = [maps[link.site] for link in links if maps]
-                sources = [*(kept if gradients is True else tap.sources if tap is not None else ())]
-                found = self._backward(score, [*sources, *(held[0] for held in last.values())])
-        return Trace(
-            score=score.detach(),
-            links=links,
-            streams=batch.streams,
-            maps=tuple(m.detach() for m in kept),
-            gradients=found[: len(kept)]
-            if gradients is True
-            else tuple(products[link.site] for link in links if products),
-            readout=self._readout(batch, dict(zip(last, found[-len(last) :], strict=True))),
-        )
-
-    def _readout(self, batch: Batch, gradients: Mapping[Link, Tensor]) -> Tensor:
-        """Return the normalised strength ``[batch, token]`` of gradients by the last outputs."""
-        strength = torch.zeros(batch.shape, device=self.device)
-        for link, gradient in gradients.items():
-            count, width = len(batch), batch.widths[link.queries]
-            if gradient.shape[:2] == (width, count) != (count, width):
-                gradient = gradient.transpose(0, 1)  # laid out by token and text
-            if gradient.ndim != 3 or gradient.shape[:2] != (count, width):
-                raise AttentionError(
-                    f"the output of {link.site} is not laid out by text and token",
-                    got=str(list(gradient.shape)),
-                    expected=f"[batch, token, hidden], beginning {[count, width]}",
-                    remedy="use a method that does not need attention",
-                )
-            strength[:, batch.streams[link.queries]] = gradient.float().norm(dim=-1)
-        strength = strength * batch.real
-        total = strength.sum(-1, keepdim=True)
-        if bool((total == 0).any()):
-            raise AttentionError(
-                "the prediction does not depend on the last attention layer",
-                got="a zero gradient at " + ", ".join(str(link.site) for link in gradients),
-                remedy="a probability near 0 or 1 has none: explain the logit (--quantity logit)",
-            )
-        return strength / total
+        return take(self, batch, target, reduce=reduce, gradients=gradients)
 
     def attention(
         self, encodings: Sequence[Encoding], stack: str | None = None
@@ -612,225 +415,8 @@ class Model:
             if chosen not in stacks:
                 raise UnknownNameError("stack", chosen, tuple(stacks))
             for i, position in enumerate(positions):
-                results[position] = _maps_of(trace, batch, i, chosen, stacks[chosen])
+                results[position] = maps_of(trace, batch, i, chosen, stacks[chosen])
         return [results[i] for i in range(len(encodings))]
-
-    @contextmanager
-    def edit(self, *edits: Intervenable) -> Iterator[None]:
-        """Change attention for everything that is computed within the ``with`` block.
-
-        Edits and interventions nest and apply in order; whatever is recorded sees the edited maps.
-
-        Raises
-        ------
-        InputError
-            If a layer, head or stack does not exist.
-        AttentionError
-            If the model's attention cannot be reached: an edit is never silently ignored.
-        """
-        with self._lock:
-            interventions.check(edits, self.layout(), self.attach().serves)
-            before = self._edits
-            self._edits = (*before, *edits)
-            try:
-                yield
-            finally:
-                self._edits = before
-
-    def layout(self) -> Layout:
-        """Return the attention sites as people name them: by stack, layer and head."""
-        attached = self.attach()
-        heads = {s: shape[0] for s, shape in zip(attached.sites, attached.shapes, strict=True)}
-        several = self.paired or self.task.name == "match"
-        stacks = {link.site: link.stack for link in self._links} if several else {}
-        return Layout(heads, stacks)
-
-    def attach(self) -> Attached:
-        """Return a backend that was seen to leave the logits alone, and the sites it reaches.
-
-        Verified once per model on two texts of different lengths, so that padding is tried too.
-
-        Raises
-        ------
-        AttentionError
-            If there is no attention, or no backend reproduces the logits.
-        """
-        with self._lock:
-            if self._attached is None:
-                seeing = self.reader is not None
-                probe = self.batch(images.probe(self) if seeing else prompts.probe(self))
-
-                # what is computed at padding is nobody's business, and differs between backends
-                real = probe.real[:, probe.streams[-1]]
-
-                def forward() -> Tensor:
-                    with self._borrowed(probe.inputs):
-                        logits = self._forward(probe.inputs)
-                    return logits[real] if logits.shape[:2] == real.shape else logits
-
-                attached = find_backend(self.network, forward)
-                if seeing:
-                    self._front, self._links = images.links(self, attached, probe.widths)
-                else:
-                    self._links = chain(attached.sites, attached.shapes, probe.widths)
-                self._attached = attached
-                if attached.skipped:
-                    warnings.warn(
-                        f"{len(attached.skipped)} layers of {self.name} mix tokens without "
-                        f"attention ({attached.skipped[0]} ...): attention methods see the other "
-                        f"{len(attached.sites)} only",
-                        XattnWarning,
-                        stacklevel=2,
-                    )
-            return self._attached
-
-    def links(self) -> tuple[Link, ...]:
-        """Return the attention sites between tokens, in the order of computation.
-
-        Raises
-        ------
-        AttentionError
-            If there are none.
-        """
-        attached = self.attach()
-        if not self._links:
-            raise AttentionError(
-                f"the attention of {type(self.network).__name__} is not between its tokens",
-                got=f"heads, queries, keys {attached.shapes[0]} at {attached.sites[0]}",
-                expected="as many queries and keys as tokens",
-                remedy="use a method that does not need attention, such as integrated_gradients",
-            )
-        if self.network.config.is_encoder_decoder and not self.paired:
-            raise AttentionError(
-                f"{type(self.network).__name__} reads each text twice, in its encoder and its "
-                "decoder: its attention is no chain over one sequence",
-                remedy="compare what removing tokens does instead",
-            )
-        return self._links
-
-    @cached_property
-    def stem(self) -> images.Stem:
-        """Where pictures enter the network."""
-        with torch.no_grad(), self._borrowed({}):
-            return images.find_stem(self)
-
-    @property
-    def front(self) -> int:
-        """How many tokens of its own the network puts before the patches of a picture."""
-        with self._lock:
-            if self._front is None:
-                try:
-                    self.attach()
-                except AttentionError:  # without attention nothing tells, and nothing depends on it
-                    self._front = 0
-            return self._front or 0
-
-    # ---------------------------------------------------------------- embeddings
-
-    @cached_property
-    def _entrances(self) -> list[Entrance]:
-        """Where each stream comes in."""
-        if self.reader is not None:
-            return images.entrances(self)
-        network, token_id = self.network, self.token_id
-        if not self.paired:
-            return [TokenEntrance(network.get_input_embeddings(), "input_ids", token_id)]
-        # some encoder-decoders never ask the table that the network itself names
-        source, target = network.get_encoder(), network.get_decoder()
-        return [
-            TokenEntrance(source.get_input_embeddings(), "input_ids", token_id),
-            TokenEntrance(target.get_input_embeddings(), "decoder_input_ids", token_id),
-        ]
-
-    @property
-    def _rows(self) -> int:
-        """The number of tokens that the network knows."""
-        return int(self.network.get_input_embeddings().num_embeddings)
-
-    def _side_by_side(self, parts: Sequence[Tensor]) -> Tensor:
-        """Return the streams' embeddings as one, the narrower filled up with zeros."""
-        hidden = max(part.shape[-1] for part in parts)
-        return torch.cat([pad(part, (0, hidden - part.shape[-1])) for part in parts], dim=1)
-
-    def embeddings(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Return the token embeddings ``[batch, token, hidden]`` of all streams."""
-        with torch.no_grad(), self._lock:
-            return self._side_by_side([e.embeddings(inputs) for e in self._entrances]).detach()
-
-    def baseline(self, batch: Batch, kind: str) -> Tensor:
-        """Return embeddings without the input: special tokens stay, all others are replaced.
-
-        Parameters
-        ----------
-        batch : Batch
-        kind : str
-            A token of the tokenizer as in `token_id`, or ``zero`` for a vector of zeros. Patches
-            of a picture become those of a plain picture in the mean colour (``auto``), or zeros.
-
-        Returns
-        -------
-        Tensor
-            ``[batch, token, hidden]``.
-        """
-        actual = self.embeddings(batch.inputs)
-        if kind == "zero":
-            replaced = torch.zeros_like(actual)
-        else:
-            if kind != "auto" and self.tokenizer is None:
-                raise InputError("baseline of a picture", got=repr(kind), expected="auto or zero")
-            with torch.no_grad(), self._lock:
-                replaced = self._side_by_side(
-                    [e.baseline(batch.inputs, kind) for e in self._entrances]
-                )
-        return torch.where(batch.special[:, :, None], actual, replaced)
-
-    def _embedded(
-        self, inputs: Mapping[str, Tensor], embeddings: Tensor
-    ) -> AbstractContextManager[None]:
-        """Return a context in which the entrances return `embeddings` of all streams."""
-        parts = torch.split(embeddings, [e.width(inputs) for e in self._entrances], dim=1)
-        return borrow.embedded(
-            [
-                (entrance.module, entrance.output(inputs, part))
-                for entrance, part in zip(self._entrances, parts, strict=True)
-            ]
-        )
-
-    def embedding_gradient(
-        self, inputs: Mapping[str, Tensor], embeddings: Tensor, target: Target
-    ) -> tuple[Tensor, Tensor]:
-        """Run with other token embeddings and differentiate the target by them.
-
-        The ids are passed as well: some heads look for the padding token in them.
-
-        Parameters
-        ----------
-        inputs : mapping
-            As in `Batch.inputs`.
-        embeddings : Tensor
-            ``[batch, token, hidden]``: what the embedding tables shall return.
-        target : Target
-
-        Returns
-        -------
-        score : Tensor
-            ``[batch]``.
-        gradient : Tensor
-            ``[batch, token, hidden]``.
-        """
-        leaf = embeddings.detach().requires_grad_()
-        with torch.enable_grad(), self._borrowed(inputs), self._embedded(inputs, leaf):
-            score = self._value(inputs, target)
-            (gradient,) = self._backward(score, [leaf])
-        return score.detach(), gradient
-
-    def score(
-        self, inputs: Mapping[str, Tensor], target: Target, embeddings: Tensor | None = None
-    ) -> Tensor:
-        """Return the target ``[batch]``, optionally with other token embeddings."""
-        swap = nullcontext() if embeddings is None else self._embedded(inputs, embeddings)
-        with torch.no_grad(), self._borrowed(inputs), swap:
-            return self._value(inputs, target)
 
     # ---------------------------------------------------------------- provenance
 
@@ -843,32 +429,3 @@ class Model:
             "shells": list(self.shells),
             **provenance.circumstances(self.network),
         }
-
-
-def _maps_of(
-    trace: Trace, batch: Batch, index: int, stack: str, layers: Sequence[int]
-) -> AttentionMaps:
-    """Cut the maps of one text in one stack out of a batch."""
-    link = trace.links[layers[0]]
-    encoding = batch.encodings[index]
-    rows, columns = encoding.widths[link.queries], encoding.widths[link.keys]
-    heads = {trace.maps[layer].shape[1] for layer in layers}
-    if len(heads) > 1:
-        raise AttentionError(
-            f"the layers of {stack} attention have different numbers of heads",
-            got=", ".join(map(str, sorted(heads))),
-            remedy="record single layers with Model.trace",
-        )
-    stacked = torch.stack(
-        [trace.maps[layer][index, :, :rows, :columns].float() for layer in layers]
-    )
-    tokens = np.array(encoding.tokens, dtype=object)
-    readout = trace.readout[index, batch.streams[link.queries]][:rows]
-    return AttentionMaps(
-        tokens=tuple(tokens[encoding.streams == link.queries]),
-        maps=stacked.cpu().numpy(),
-        sites=tuple(str(trace.links[layer].site) for layer in layers),
-        readout=readout.cpu().numpy(),
-        keys=tuple(tokens[encoding.streams == link.keys]),
-        stack=stack,
-    )

@@ -32,6 +32,7 @@ from xattn.types import PICTURE, Encoding, Row
 
 if TYPE_CHECKING:
     from xattn.model.adapter import Model
+    from xattn.model.runner import Runner
     from xattn.model.tasks import Task
 
 Source = str | Path | Image.Image | npt.NDArray[np.uint8]
@@ -166,7 +167,7 @@ def token_limit(model: Model) -> int | None:
     return min(stated, int(model.tokenizer.model_max_length))
 
 
-def input_names(model: Model) -> tuple[str, ...]:
+def input_names(model: Runner) -> tuple[str, ...]:
     """Return what tokenizer and processor offer and the network's ``forward`` names, sorted."""
     names = () if model.tokenizer is None else plain.input_names(model.network, model.tokenizer)
     if model.reader is None:

@@ -9,12 +9,23 @@ is off the chain: it can be edited, but no method follows attention through it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from xattn.model.tap import Site
+from xattn.errors import AttentionError
+from xattn.model import borrow
+from xattn.model.reduction import WHOLE, GradientReduction, Reduction
+from xattn.model.tap import Edit, Reading, Site
+from xattn.types import AttentionMaps, Batch, Target
+
+if TYPE_CHECKING:
+    from xattn.model.runner import Runner
 
 STACKS = {(0, 0): "encoder", (1, 1): "decoder", (1, 0): "cross"}
 
@@ -111,3 +122,141 @@ class Trace:
         for number, link in enumerate(self.links):
             stacks.setdefault(link.stack, []).append(number)
         return stacks
+
+
+def take(
+    model: Runner,
+    batch: Batch,
+    target: Target,
+    *,
+    reduce: Reduction | None = WHOLE,
+    gradients: bool | GradientReduction = False,
+) -> Trace:
+    """Run forward once, recording attention maps, and backward as far as needed.
+
+    The readout is found by gradient and not by model family: positions mix in attention only,
+    so the derivative of the target by the output of the *last* attention module is non-zero at
+    exactly the positions that the prediction is read from. Its norm per position, normalised,
+    is the readout.
+
+    Parameters
+    ----------
+    batch : Batch
+    target : Target
+    reduce : Reduction, optional
+        What is kept of each map: whole maps by default, nothing with None. Applied to runs of
+        queries as they are computed, so that what is not needed is never held.
+    gradients : bool or GradientReduction
+        Also differentiate the target by every map, and keep the whole derivatives, or what the
+        reduction makes of maps and derivatives: that computes each attention twice and holds a
+        few queries of it. Without it, the backward pass is as short as the head of the model.
+
+    Raises
+    ------
+    AttentionError
+        If the model's attention cannot be reached, or its maps carry no gradients.
+    """
+    if gradients is True and reduce is not WHOLE:
+        raise ValueError("gradients are taken of whole maps: do not reduce them")
+    if gradients and "gradients" not in model.attach().serves:
+        raise AttentionError(
+            f"the attention maps of {type(model.network).__name__} carry no gradients",
+            got=f"the backend {model.attach().backend}",
+            remedy="use a method that needs no gradients of attention, such as attention",
+        )
+    with model.lock:
+        links = model.links()
+        sizes = {link.site: (batch.widths[link.queries], batch.widths[link.keys]) for link in links}
+        maps: dict[Site, Tensor] = {}
+        products: dict[Site, Tensor] = {}
+
+        def record(site: Site, probabilities: Tensor) -> Tensor:
+            # frozen parameters: the first map depends on nothing that has a gradient
+            if site in sizes and not probabilities.requires_grad:
+                probabilities = probabilities.detach().requires_grad_()
+            maps[site] = probabilities
+            return probabilities
+
+        recordings = [Edit(probabilities=record)] if gradients is True else []
+        readings = []
+        if reduce is not None and gradients is not True:
+            readings.append(Reading(reduce, maps.__setitem__, sizes))
+        if isinstance(gradients, GradientReduction):
+            readings.append(Reading(gradients, products.__setitem__, sizes))
+        with ExitStack() as stack:
+            stack.enter_context(torch.enable_grad())
+            tap = stack.enter_context(model.borrowed(batch.inputs, recordings, readings))
+            last = {
+                link: stack.enter_context(borrow.output_of(model.network, link.site))
+                for link in readouts(links)
+            }
+            score = model.value(batch.inputs, target)
+            kept = [maps[link.site] for link in links if maps]
+            sources = [*(kept if gradients is True else tap.sources if tap is not None else ())]
+            found = model.backward(score, [*sources, *(held[0] for held in last.values())])
+    return Trace(
+        score=score.detach(),
+        links=links,
+        streams=batch.streams,
+        maps=tuple(m.detach() for m in kept),
+        gradients=found[: len(kept)]
+        if gradients is True
+        else tuple(products[link.site] for link in links if products),
+        readout=_readout(batch, dict(zip(last, found[-len(last) :], strict=True))),
+    )
+
+
+def _readout(batch: Batch, gradients: Mapping[Link, Tensor]) -> Tensor:
+    """Return the normalised strength ``[batch, token]`` of gradients by the last outputs."""
+    first = next(iter(gradients.values()))
+    strength = torch.zeros(batch.shape, device=first.device)
+    for link, gradient in gradients.items():
+        count, width = len(batch), batch.widths[link.queries]
+        if gradient.shape[:2] == (width, count) != (count, width):
+            gradient = gradient.transpose(0, 1)  # laid out by token and text
+        if gradient.ndim != 3 or gradient.shape[:2] != (count, width):
+            raise AttentionError(
+                f"the output of {link.site} is not laid out by text and token",
+                got=str(list(gradient.shape)),
+                expected=f"[batch, token, hidden], beginning {[count, width]}",
+                remedy="use a method that does not need attention",
+            )
+        strength[:, batch.streams[link.queries]] = gradient.float().norm(dim=-1)
+    strength = strength * batch.real
+    total = strength.sum(-1, keepdim=True)
+    if bool((total == 0).any()):
+        raise AttentionError(
+            "the prediction does not depend on the last attention layer",
+            got="a zero gradient at " + ", ".join(str(link.site) for link in gradients),
+            remedy="a probability near 0 or 1 has none: explain the logit (--quantity logit)",
+        )
+    return strength / total
+
+
+def maps_of(
+    trace: Trace, batch: Batch, index: int, stack: str, layers: Sequence[int]
+) -> AttentionMaps:
+    """Cut the maps of one text in one stack out of a batch."""
+    link = trace.links[layers[0]]
+    encoding = batch.encodings[index]
+    rows, columns = encoding.widths[link.queries], encoding.widths[link.keys]
+    heads = {trace.maps[layer].shape[1] for layer in layers}
+    if len(heads) > 1:
+        raise AttentionError(
+            f"the layers of {stack} attention have different numbers of heads",
+            got=", ".join(map(str, sorted(heads))),
+            remedy="record single layers with Model.trace",
+        )
+    stacked = torch.stack(
+        [trace.maps[layer][index, :, :rows, :columns].float() for layer in layers]
+    )
+    tokens = np.array(encoding.tokens, dtype=object)
+    readout = trace.readout[index, batch.streams[link.queries]][:rows]
+    return AttentionMaps(
+        tokens=tuple(tokens[encoding.streams == link.queries]),
+        maps=stacked.cpu().numpy(),
+        sites=tuple(str(trace.links[layer].site) for layer in layers),
+        readout=readout.cpu().numpy(),
+        keys=tuple(tokens[encoding.streams == link.keys]),
+        stack=stack,
+    )
