@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from xattn.errors import AttentionError, InputError, ModelError, UnknownNameError
-from xattn.model import batching, encoding, generation, images, prompts, provenance
+from xattn.model import batching, encoding, entrances, generation, images, prompts, provenance
 from xattn.model.attach import Attached
-from xattn.model.entrances import Entrance, TokenEntrance
+from xattn.model.entrances import Entrance
 from xattn.model.reduction import WHOLE, GradientReduction, Reduction
 from xattn.model.runner import Runner
 from xattn.model.tasks import Question
@@ -157,15 +157,7 @@ class Model(Runner):
         """Where each stream comes in."""
         if self.reader is not None:
             return images.entrances(self)
-        network, token_id = self.network, self.token_id
-        if not self.paired:
-            return [TokenEntrance(network.get_input_embeddings(), "input_ids", token_id)]
-        # some encoder-decoders never ask the table that the network itself names
-        source, target = network.get_encoder(), network.get_decoder()
-        return [
-            TokenEntrance(source.get_input_embeddings(), "input_ids", token_id),
-            TokenEntrance(target.get_input_embeddings(), "decoder_input_ids", token_id),
-        ]
+        return entrances.of_texts(self.network, self.paired, self.token_id)
 
     @cached_property
     def stem(self) -> images.Stem:

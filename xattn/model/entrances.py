@@ -7,7 +7,7 @@ other embeddings put in place of, what these modules return.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -106,6 +106,35 @@ class PictureEntrance:
         patches = embeddings[:, self.front :, : self.module.out_channels].transpose(1, 2)
         rows, columns = grid(self.module, inputs["pixel_values"].shape[-2:])
         return patches.reshape(*patches.shape[:2], rows, columns)
+
+
+def of_texts(network: Any, paired: bool, token_id: Callable[[str], int]) -> list[Entrance]:
+    """Return the entrance of a text model, or both of an encoder-decoder."""
+    if not paired:
+        return [TokenEntrance(network.get_input_embeddings(), "input_ids", token_id)]
+    # some encoder-decoders never ask the table that the network itself names
+    source, target = network.get_encoder(), network.get_decoder()
+    return [
+        TokenEntrance(source.get_input_embeddings(), "input_ids", token_id),
+        TokenEntrance(target.get_input_embeddings(), "decoder_input_ids", token_id),
+    ]
+
+
+def side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """Return the streams' embeddings as one, the narrower filled up with zeros."""
+    hidden = max(part.shape[-1] for part in parts)
+    return torch.cat([pad(part, (0, hidden - part.shape[-1])) for part in parts], dim=1)
+
+
+def outputs(
+    streams: Sequence[Entrance], inputs: Inputs, embeddings: Tensor
+) -> list[tuple[nn.Module, Tensor]]:
+    """Return what each entrance's module shall return for embeddings of all streams."""
+    parts = torch.split(embeddings, [stream.width(inputs) for stream in streams], dim=1)
+    return [
+        (stream.module, stream.output(inputs, part))
+        for stream, part in zip(streams, parts, strict=True)
+    ]
 
 
 def grid(module: nn.Conv2d, size: tuple[int, ...]) -> tuple[int, int]:

@@ -18,10 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from xattn.errors import AttentionError, InputError, ModelError, XattnWarning
-from xattn.model import batching, borrow, images, interventions, wrappers
+from xattn.model import batching, borrow, entrances, images, interventions, wrappers
 from xattn.model.attach import BACKENDS, Attached, find_backend
 from xattn.model.entrances import Entrance
 from xattn.model.interventions import Intervenable
@@ -285,15 +284,11 @@ class Runner(ABC):
 
     # ---------------------------------------------------------------- embeddings
 
-    def _side_by_side(self, parts: Sequence[Tensor]) -> Tensor:
-        """Return the streams' embeddings as one, the narrower filled up with zeros."""
-        hidden = max(part.shape[-1] for part in parts)
-        return torch.cat([pad(part, (0, hidden - part.shape[-1])) for part in parts], dim=1)
-
     def embeddings(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return the token embeddings ``[batch, token, hidden]`` of all streams."""
         with torch.no_grad(), self.lock:
-            return self._side_by_side([e.embeddings(inputs) for e in self.entrances]).detach()
+            parts = [entrance.embeddings(inputs) for entrance in self.entrances]
+            return entrances.side_by_side(parts).detach()
 
     def baseline(self, batch: Batch, kind: str) -> Tensor:
         """Return embeddings without the input: special tokens stay, all others are replaced.
@@ -317,22 +312,15 @@ class Runner(ABC):
             if kind != "auto" and self.tokenizer is None:
                 raise InputError("baseline of a picture", got=repr(kind), expected="auto or zero")
             with torch.no_grad(), self.lock:
-                replaced = self._side_by_side(
-                    [e.baseline(batch.inputs, kind) for e in self.entrances]
-                )
+                parts = [entrance.baseline(batch.inputs, kind) for entrance in self.entrances]
+                replaced = entrances.side_by_side(parts)
         return torch.where(batch.special[:, :, None], actual, replaced)
 
     def _embedded(
         self, inputs: Mapping[str, Tensor], embeddings: Tensor
     ) -> AbstractContextManager[None]:
         """Return a context in which the entrances return `embeddings` of all streams."""
-        parts = torch.split(embeddings, [e.width(inputs) for e in self.entrances], dim=1)
-        return borrow.embedded(
-            [
-                (entrance.module, entrance.output(inputs, part))
-                for entrance, part in zip(self.entrances, parts, strict=True)
-            ]
-        )
+        return borrow.embedded(entrances.outputs(self.entrances, inputs, embeddings))
 
     def embedding_gradient(
         self, inputs: Mapping[str, Tensor], embeddings: Tensor, target: Target
