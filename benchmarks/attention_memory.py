@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -37,7 +36,7 @@ from xattn.methods.rollout import Rollout
 from xattn.model import Model
 
 LENGTHS = (512, 1024, 2048, 4096)
-REPEATS = {512: 9, 1024: 7, 2048: 5, 4096: 3}
+REPEATS = {512: 7, 1024: 5, 2048: 3, 4096: 3}
 WORDS = [*"abcdefghijklmnopqrstuvwxyz"]
 CONFIGS = {
     "gpt2": (12, 12, lambda: GPT2Config(n_positions=max(LENGTHS), pad_token_id=0)),
@@ -76,7 +75,7 @@ def tasks(name: str, length: int) -> dict[str, Callable[[], Any]]:
     text = " ".join(WORDS[i * i % len(WORDS)] for i in range(length))
     batch = model.batch(model.encode([text]))
     target = model.target(batch, label=0)
-    inputs = {key: batch.inputs[key] for key in model.input_names if key in batch.inputs}
+    inputs = {key: batch.inputs[key] for key in model.input_names}
     model.attach()  # verified once a model
 
     def bare() -> Any:
@@ -106,11 +105,10 @@ def peak(task: Callable[[], Any]) -> int:
     try:
         with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
             file.write("5")  # sets the high-water mark back to what is held now
-        reset = True
-    except OSError:  # not everywhere allowed; the mark then may be that of building the model
-        reset = False
+    except OSError as error:
+        raise SystemExit(f"the high-water mark of memory cannot be reset here: {error}") from None
     result = task()
-    high = status("VmHWM") if reset else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    high = status("VmHWM")
     del result
     return high - start
 
@@ -119,18 +117,15 @@ def measure(name: str, length: int, what: str) -> Any:
     """Return a peak in bytes, or the seconds of interleaved runs of bare forward and rollout."""
     ready = tasks(name, length)
     if what != "time":
-        # a short call first: libraries set up their buffers and threads at the first call
-        for task in (tasks(name, 64)[what], ready[what] if length <= 512 else None):
-            if task is not None:
-                task()
+        tasks(name, 64)[what]()  # libraries set up their buffers and threads at the first call
         return peak(ready[what])
     seconds: dict[str, list[float]] = {"bare": [], "rollout": []}
-    for repeat in range(REPEATS.get(length, 3) + (length <= 1024)):
+    tasks(name, 64)["rollout"]()
+    for _ in range(REPEATS.get(length, 3)):
         for key, list_ in seconds.items():
             start = time.perf_counter()
             ready[key]()
-            if repeat or length > 1024:  # short runs: the first warms up
-                list_.append(time.perf_counter() - start)
+            list_.append(time.perf_counter() - start)
     return seconds
 
 
@@ -139,7 +134,15 @@ def child(name: str, length: int, what: str) -> Any:
         [sys.executable, __file__, "--child", name, str(length), what],
         check=True,
         stdout=subprocess.PIPE,
-        env={**os.environ, "TRANSFORMERS_VERBOSITY": "error"},
+        env={
+            **os.environ,
+            "TRANSFORMERS_VERBOSITY": "error",
+            # With other load on the machine, threads that spin at barriers measure that load.
+            "OMP_WAIT_POLICY": "passive",
+            # Freed memory goes back at once: otherwise what an earlier call left in the allocator
+            # would hide what this one needs. Not while timing: mapping pages costs time.
+            **({} if what == "time" else {"MALLOC_MMAP_THRESHOLD_": "65536"}),
+        },
     )
     return json.loads(run.stdout.splitlines()[-1])
 

@@ -37,7 +37,7 @@ def test_steering_is_equation_2_of_the_paper(tiny: Model) -> None:
     weighted = plain * weights
     expected = plain.clone()
     expected[:, chosen[0]] = (weighted / weighted.sum(-1, keepdim=True))[:, chosen[0]]
-    real = batch.attention_mask.bool()  # padding looks at whatever it likes
+    real = batch.real  # padding looks at whatever it likes
     torch.testing.assert_close(
         steered.permute(0, 2, 1, 3)[real], expected.permute(0, 2, 1, 3)[real], atol=1e-5, rtol=1e-4
     )

@@ -6,6 +6,7 @@ Also after an exception or Ctrl-C.
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -98,6 +99,29 @@ def output_of(network: nn.Module, site: Site) -> Iterator[list[Tensor]]:
         yield held
     finally:
         handle.remove()
+
+
+@contextmanager
+def outputs_like(network: nn.Module, shape: Sequence[int]) -> Iterator[list[tuple[Site, Tensor]]]:
+    """Yield a list that will hold every module's output ``[*shape, hidden]`` with a gradient."""
+    held: list[tuple[Site, Tensor]] = []
+    calls: dict[str, int] = defaultdict(int)
+    handles = []
+    try:
+        for name, module in network.named_modules():
+
+            def hook(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
+                site = Site(name, calls[name])
+                calls[name] += 1
+                alike = isinstance(output, Tensor) and output.shape[:-1] == tuple(shape)
+                if alike and output.requires_grad:
+                    held.append((site, output))
+
+            handles.append(module.register_forward_hook(hook))
+        yield held
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from xattn.errors import InputError, ModelError
 from xattn.model import batching, marks
+from xattn.model.interface import quiet
 from xattn.types import Ints, Row
 
 TOGETHER = frozenset(
@@ -179,7 +180,8 @@ def _run(
     """Return the new tokens of a group of equally long prompts, ``[row, new token]``."""
     given = {name: tensor for name, tensor in inputs.items() if marks.PREFIX not in name}
     devices = [network.device] if network.device.type == "cuda" else []
-    with held(inputs), torch.random.fork_rng(devices), torch.no_grad():
+    # quiet: a checkpoint's own max_length is outdone on purpose
+    with held(inputs), quiet(), torch.random.fork_rng(devices), torch.no_grad():
         torch.manual_seed(seed)
         output = network.generate(**given, max_new_tokens=max_new_tokens, **options)
     sequences = output if isinstance(output, Tensor) else output.sequences

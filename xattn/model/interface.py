@@ -116,14 +116,23 @@ def attention_implementation(network: PreTrainedModel, name: str) -> Iterator[No
     """
     # The attribute behind the property: the property's setter writes to all sub-configs as well.
     before = [(config, config._attn_implementation_internal) for config in _configs(network)]
-    verbosity = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()  # refusals are found by the verification, not read in a log
     try:
-        network.set_attn_implementation(name)
-        yield
+        with quiet():  # refusals are found by the verification, not read in a log
+            network.set_attn_implementation(name)
+            yield
     finally:
         for config, implementation in before:
             config._attn_implementation_internal = implementation
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from writing anything but errors into the log."""
+    verbosity = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
         hf_logging.set_verbosity(verbosity)
 
 

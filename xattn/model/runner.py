@@ -25,9 +25,9 @@ from xattn.model.attach import BACKENDS, Attached, find_backend
 from xattn.model.entrances import Entrance
 from xattn.model.interventions import Intervenable
 from xattn.model.places import Layout
-from xattn.model.tap import Edit, Reading, Tap
+from xattn.model.tap import Edit, Reading, Site, Tap
 from xattn.model.tasks import Task, get_task, task_of
-from xattn.model.trace import Link
+from xattn.model.trace import Link, find_cut
 from xattn.types import Batch, Target
 
 
@@ -127,17 +127,29 @@ class Runner(ABC):
 
     def output(self, inputs: Mapping[str, Tensor], keep: Tensor | None = None) -> Any:
         """Return what the network returns."""
-        given = {name: inputs[name] for name in self.input_names if name in inputs}
+        given: dict[str, Any] = {name: inputs[name] for name in self.input_names if name in inputs}
         if "pixel_values" in given:
             given["pixel_values"] = given["pixel_values"].to(self.dtype)
-        if keep is not None and self._selects:
+        if keep is not None and "logits_to_keep" in self._named:
             given["logits_to_keep"] = keep
+        if "use_cache" in self._named:  # keys and values of all layers, which one pass never reads
+            given["use_cache"] = False
         return self.network(**given)
 
     @cached_property
-    def _selects(self) -> bool:
-        """Whether the network can leave out logits: vocabularies are large."""
-        return "logits_to_keep" in inspect.signature(self.network.forward).parameters
+    def _named(self) -> frozenset[str]:
+        """The parameters that the network's ``forward`` names."""
+        return frozenset(inspect.signature(self.network.forward).parameters)
+
+    @cached_property
+    def cut(self) -> Site | None:
+        """Where the readout is found with a shorter backward pass; see `trace.find_cut`."""
+        with self.lock:
+            open_edits, self._edits = self._edits, ()  # the probe carries no marks
+            try:
+                return find_cut(self)
+            finally:
+                self._edits = open_edits
 
     def value(self, inputs: Mapping[str, Tensor], target: Target) -> Tensor:
         """Return the target ``[batch]`` of one forward pass."""

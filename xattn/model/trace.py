@@ -158,42 +158,59 @@ def take(
     """
     if gradients is True and reduce is not WHOLE:
         raise ValueError("gradients are taken of whole maps: do not reduce them")
-    if gradients and "gradients" not in model.attach().serves:
+    if gradients and model.attach().backend == "maps":
         raise AttentionError(
             f"the attention maps of {type(model.network).__name__} carry no gradients",
-            got=f"the backend {model.attach().backend}",
+            got="maps that can only be read",
             remedy="use a method that needs no gradients of attention, such as attention",
         )
     with model.lock:
-        links = model.links()
-        sizes = {link.site: (batch.widths[link.queries], batch.widths[link.keys]) for link in links}
-        maps: dict[Site, Tensor] = {}
-        products: dict[Site, Tensor] = {}
+        at = {link: link.site for link in readouts(model.links())}
+        # gradients of maps need the whole graph anyway; so do targets that are read in many places
+        if not gradients and target.weight is None and len(at) == 1 and model.cut is not None:
+            [link] = at
+            trace = _run(model, batch, target, reduce, gradients, {link: model.cut})
+            if bool(((trace.readout > 0).sum(-1) == 1).all()):
+                return trace
+            # several positions: how much each counts is said by the last attention only
+        return _run(model, batch, target, reduce, gradients, at)
 
-        def record(site: Site, probabilities: Tensor) -> Tensor:
-            # frozen parameters: the first map depends on nothing that has a gradient
-            if site in sizes and not probabilities.requires_grad:
-                probabilities = probabilities.detach().requires_grad_()
-            maps[site] = probabilities
-            return probabilities
 
-        recordings = [Edit(probabilities=record)] if gradients is True else []
-        readings = []
-        if reduce is not None and gradients is not True:
-            readings.append(Reading(reduce, maps.__setitem__, sizes))
-        if isinstance(gradients, GradientReduction):
-            readings.append(Reading(gradients, products.__setitem__, sizes))
-        with ExitStack() as stack:
-            stack.enter_context(torch.enable_grad())
-            tap = stack.enter_context(model.borrowed(batch.inputs, recordings, readings))
-            last = {
-                link: stack.enter_context(borrow.output_of(model.network, link.site))
-                for link in readouts(links)
-            }
-            score = model.value(batch.inputs, target)
-            kept = [maps[link.site] for link in links if maps]
-            sources = [*(kept if gradients is True else tap.sources if tap is not None else ())]
-            found = model.backward(score, [*sources, *(held[0] for held in last.values())])
+def _run(
+    model: Runner,
+    batch: Batch,
+    target: Target,
+    reduce: Reduction | None,
+    gradients: bool | GradientReduction,
+    at: Mapping[Link, Site],
+) -> Trace:
+    """Do what `take` says, with the readout of each stream found at the output of a module."""
+    links = model.links()
+    sizes = {link.site: (batch.widths[link.queries], batch.widths[link.keys]) for link in links}
+    maps: dict[Site, Tensor] = {}
+    products: dict[Site, Tensor] = {}
+
+    def record(site: Site, probabilities: Tensor) -> Tensor:
+        # frozen parameters: the first map depends on nothing that has a gradient
+        if site in sizes and not probabilities.requires_grad:
+            probabilities = probabilities.detach().requires_grad_()
+        maps[site] = probabilities
+        return probabilities
+
+    recordings = [Edit(probabilities=record)] if gradients is True else []
+    readings = []
+    if reduce is not None and gradients is not True:
+        readings.append(Reading(reduce, maps.__setitem__, sizes))
+    if isinstance(gradients, GradientReduction):
+        readings.append(Reading(gradients, products.__setitem__, sizes))
+    with ExitStack() as stack:
+        stack.enter_context(torch.enable_grad())
+        tap = stack.enter_context(model.borrowed(batch.inputs, recordings, readings))
+        last = [stack.enter_context(borrow.output_of(model.network, site)) for site in at.values()]
+        score = model.value(batch.inputs, target)
+        kept = [maps[link.site] for link in links if maps]
+        sources = [*(kept if gradients is True else tap.sources if tap is not None else ())]
+        found = model.backward(score, [*sources, *(held[0] for held in last)])
     return Trace(
         score=score.detach(),
         links=links,
@@ -202,8 +219,39 @@ def take(
         gradients=found[: len(kept)]
         if gradients is True
         else tuple(products[link.site] for link in links if products),
-        readout=_readout(batch, dict(zip(last, found[-len(last) :], strict=True))),
+        readout=_readout(batch, dict(zip(at, found[-len(last) :], strict=True))),
     )
+
+
+def find_cut(model: Runner) -> Site | None:
+    """Return a module behind the last attention through which the prediction reads one position.
+
+    Behind the last attention positions do not mix. So if the target depends on one position of a
+    later module's output, it depends on that position of the last attention, and no graph of the
+    modules in between need be held. Found on a probe; None if there is no such module.
+    """
+    [last, *others] = readouts(model.links())
+    if others:
+        return None
+    probe = model.probe()
+    with ExitStack() as stack:
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(model.borrowed(probe.inputs))
+        stack.enter_context(borrow.output_of(model.network, last.site))
+        shape = (len(probe), probe.widths[last.queries])
+        outputs = stack.enter_context(borrow.outputs_like(model.network, shape))
+        logits = model.forward(probe.inputs)
+        # a token's own logits where there are such, else those of the whole text
+        score = logits.flatten(1, -2)[:, 0, 0] if logits.ndim > 2 else logits[:, 0]
+        # not the logits themselves: of these only some positions are computed later
+        outputs = [(site, output) for site, output in outputs if output.shape != logits.shape]
+        sources = [output for _, output in outputs]
+        found = torch.autograd.grad(score.sum(), sources, allow_unused=True) if sources else ()
+    cut = None
+    for (site, _), gradient in zip(outputs, found, strict=True):
+        if gradient is not None and bool((gradient.any(-1).sum(-1) == 1).all()):
+            cut = site
+    return cut
 
 
 def _readout(batch: Batch, gradients: Mapping[Link, Tensor]) -> Tensor:
