@@ -56,11 +56,20 @@ def test_floors_are_kept() -> None:
     import ast
 
     floors = [
-        {"xattn.errors", "xattn.types", "xattn.render", "xattn.files", "xattn.demo"},
+        {
+            "xattn.errors",
+            "xattn.types",
+            "xattn.render",
+            "xattn.files",
+            "xattn.demo",
+            "xattn.picture",
+        },
         {"xattn.model", "xattn.registry", "xattn.data"},
         {"xattn.methods"},
         {"xattn.explanations", "xattn.testing", "xattn.evaluation"},
+        {"xattn.effects"},
         {"xattn.report"},
+        {"xattn.terminal", "xattn.options"},
         {"xattn.cli"},
         {"xattn.__main__"},
     ]
