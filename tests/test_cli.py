@@ -17,13 +17,17 @@ import pandas as pd
 import pytest
 from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification
-from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from xattn import cli
 from xattn import demo as shipped
 from xattn.__main__ import main
 from xattn.errors import InputError
 from xattn.model import Model
+
+try:
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+except ModuleNotFoundError:  # before image processors had several backends
+    from transformers import ViTImageProcessor as ViTImageProcessorPil
 
 Run = Callable[..., tuple[int, str, str]]
 

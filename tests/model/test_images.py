@@ -28,7 +28,6 @@ from transformers import (
     SwinConfig,
     ViTConfig,
 )
-from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 import xattn
 from xattn import testing
@@ -39,6 +38,11 @@ from xattn.model.tap import Edit, Site
 from xattn.registry import Method
 from xattn.registry import methods as registry
 from xattn.types import PICTURE
+
+try:
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+except ModuleNotFoundError:  # before image processors had several backends
+    from transformers import ViTImageProcessor as ViTImageProcessorPil
 
 METHODS = (
     "attention", "rollout", "flow", "attention_gradient", "integrated_gradients", "random",

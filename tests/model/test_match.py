@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModel, CLIPConfig, CLIPProcessor, SiglipConfig
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import xattn
 from xattn import testing
@@ -20,6 +19,11 @@ from xattn.model import Model, Suppress, mark
 from xattn.registry import Method
 from xattn.registry import methods as registry
 from xattn.types import PICTURE
+
+try:
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+except ModuleNotFoundError:  # before image processors had several backends
+    from transformers import CLIPImageProcessor as CLIPImageProcessorPil
 
 METHODS = (
     "attention", "rollout", "flow", "attention_gradient", "integrated_gradients",

@@ -13,6 +13,10 @@ from xattn.model import marks
 from xattn.types import Ints, Row
 
 
+WASTE = 0.15
+"""Share of padding from which on a large group is divided."""
+
+
 def buckets(lengths: Sequence[int] | Ints, budget: int) -> list[Ints]:
     """Split inputs into groups of similar length.
 
@@ -38,9 +42,16 @@ def buckets(lengths: Sequence[int] | Ints, budget: int) -> list[Ints]:
     order = np.argsort(-lengths, kind="stable")
     groups, start = [], 0
     while start < len(order):
-        rows = max(1, budget // int(lengths[order[start]]))
-        groups.append(order[start : start + rows])
-        start += rows
+        longest = int(lengths[order[start]])
+        end = start + max(1, budget // longest)
+        rows = np.arange(1, len(order[start:end]) + 1)
+        padding = 1 - lengths[order[start:end]].cumsum() / (rows * longest)
+        # a group that is large already ends where padding becomes a fair part of the work
+        wasteful = (padding > WASTE) & (rows * longest > budget // 4)
+        if wasteful.any():
+            end = start + max(1, int(wasteful.argmax()))
+        groups.append(order[start:end])
+        start = end
     return groups
 
 

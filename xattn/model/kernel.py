@@ -13,7 +13,7 @@ all looks at all of them equally.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -85,14 +85,14 @@ def reach(mask: Tensor) -> Reach:
 
 
 # One mask serves all layers of a forward pass. Weak keys: nothing lives longer for being looked at.
-_reaches: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+_reaches: MutableMapping[Tensor, tuple[int, Reach]] = WeakTensorKeyDictionary()
 
 
 def _remembered_reach(mask: Tensor) -> Reach:
     """Return `reach` of a mask, once for all layers that share it."""
     if mask.is_inference():  # has no version that tells whether it was written to
         return reach(mask)
-    known: tuple[int, Reach] | None = _reaches.get(mask)  # type: ignore[no-untyped-call]
+    known = _reaches.get(mask)
     if known is None or known[0] != mask._version:
         known = (mask._version, reach(mask))
         _reaches[mask] = known
@@ -279,15 +279,13 @@ class _Attention(torch.autograd.Function):
             d_flat = runs.grouped(d_output, run)
             d_maps = runs.spread(d_flat @ values[:, keys].transpose(1, 2))
             for part, (reduction, _) in zip(parts, ctx.gradients, strict=True):
-                # outside the keys that are seen, too: a derivative is not zero there
-                whole = slice(0, keys.stop if reduction.narrow else runs.keys)
-                if run.stop == runs.queries:
-                    whole = slice(0, runs.keys)
-                by_maps = d_maps
-                if whole != keys:
-                    by_maps = runs.spread(d_flat @ values[:, whole].transpose(1, 2))
                 shown = runs.shown(maps, keys, run, narrow=reduction.narrow)
-                part.append(_own(_own(reduction.each(shown, by_maps, run), maps), by_maps))
+                # the derivative by a probability is not zero where the probability is
+                by_maps = d_maps
+                if shown.shape != d_maps.shape:
+                    wider = values[:, : shown.shape[-1]]
+                    by_maps = runs.spread(d_flat @ wider.transpose(1, 2))
+                part.append(_own(reduction.each(shown, by_maps, run), maps))
             d_value[:, keys] += flat.transpose(1, 2) @ d_flat
             along = (wide * d_maps).sum(-1, keepdim=True)
             if d_sinks is not None:
