@@ -320,9 +320,10 @@ class Attribution:
     @property
     def verdict(self) -> str:
         """The prediction with its probability, for example ``positive (98.1%)``."""
-        if self.probability is None:
-            return self.prediction
-        return f"{self.prediction} ({self.probability:.1%})"
+        name = self.prediction
+        if name.strip() != name or not name.isprintable() or not name:  # tokens can be blanks
+            name = repr(name)
+        return name if self.probability is None else f"{name} ({self.probability:.1%})"
 
     def _grouped(self, groups: Sequence[list[int]], unit: Unit) -> Attribution:
         """Merge tokens into units; a unit's score is the sum of its tokens'."""

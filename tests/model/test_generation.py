@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -222,6 +224,10 @@ def test_samples_are_those_of_the_seed_and_of_no_other_prompt(writer: Writer) ->
     assert ids(writer(edits, PROMPTS[2:3], seed=1, **options)) == first[4:6]
 
 
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.23"),
+    reason="assisted decoding of older transformers fails by itself",
+)
 @pytest.mark.parametrize("name", ["none", "suppress", "permuted"])
 @pytest.mark.parametrize("draft", ["lookup", "model"])
 def test_assisted_decoding_writes_what_plain_decoding_does(

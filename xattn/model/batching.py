@@ -12,7 +12,6 @@ from xattn.errors import InputError
 from xattn.model import marks
 from xattn.types import Ints, Row
 
-
 WASTE = 0.15
 """Share of padding from which on a large group is divided."""
 

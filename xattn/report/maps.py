@@ -104,12 +104,13 @@ def _figure(
         float(np.clip(0.19 * count, 3.2, 9.0)) if single else float(np.clip(7 / across, 1.5, 3.4))
     )
     labels = 0.14 + 0.075 * min(18, max(map(len, (*maps.tokens, *maps.keys))))
-    width, height = across * side + labels + 1.1, down * (side + 0.24) + labels + 0.5
+    tall = side * len(maps.tokens) / count
+    width, height = across * side + labels + 1.1, down * (tall + 0.24) + labels + 0.5
     figure = Figure(figsize=(width, height), dpi=160, facecolor="white")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(
         down, across, left=labels / width, right=1 - 0.95 / width, top=1 - 0.4 / height,
-        bottom=(labels + 0.15) / height, wspace=0.06, hspace=0.24 / side + 0.02,
+        bottom=(labels + 0.15) / height, wspace=0.06, hspace=0.24 / tall + 0.02,
     )  # fmt: skip
     top = float(flat.max(initial=0.0)) or 1.0
     image: Any = None
@@ -120,8 +121,8 @@ def _figure(
         axes.set_title(title, fontsize=9 if side > 2 else 7, color=INK, pad=4)
         last = number + across >= len(flat)
         _name_tokens(axes, maps, side, left=column == 0, below=last)
-    tall = min(side, 2.4)
-    box = (1 - 0.78 / width, 1 - (0.4 + tall) / height, 0.12 / width, tall / height)
+    bar_height = min(tall, 2.4)
+    box = (1 - 0.78 / width, 1 - (0.4 + bar_height) / height, 0.12 / width, bar_height / height)
     bar = figure.colorbar(image, cax=figure.add_axes(box))
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=7.5, colors=SOFT, length=2)
