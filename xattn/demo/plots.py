@@ -94,8 +94,9 @@ _NOTHING = (
 )
 _END = (
     "",
-    "In the evening, {hero} went home and told {hero.their} mother about it.",
-    "At night, {hero} was tired and fell asleep at once.",
+    "In the evening, {hero} left the {place} and went home.",
+    "At night, {hero} told {hero.their} mother about the {place}.",
+    "The {place} was empty when they went home.",
     "It was a good day for {hero}.",
     "From then on, {hero} and {friend} met every day.",
 )
@@ -146,9 +147,11 @@ PLOTS = {
                 "{friend.thing}.",
             ),
             (
-                "They played with the {hero.thing} until it was dark.",
-                "{friend} liked the {hero.thing}, so they played together.",
-                "{hero} showed {friend} the {hero.thing}, and both were happy.",
+                "They played with the {hero.colour} {hero.thing} until it was dark.",
+                "{friend} liked the {hero.colour} {hero.thing}, so they played together.",
+                "{hero} showed {friend} the {hero.thing}, and they sat down {side} the {spot}.",
+                "They put the {hero.thing} and the {friend.colour} {friend.thing} {side} the "
+                "{spot}.",
             ),
             _END,
         ),
@@ -193,13 +196,13 @@ PLOTS = {
             ),
             _NOTHING,
             (
-                "At last {one} found the {hero.thing} {side} the {spot}.",
+                "At last {one} found the {hero.colour} {hero.thing} {side} the {spot}.",
                 "Then {one} saw the {hero.thing} {side} the {spot}.",
             ),
             (
                 "{hero} was happy again.",
                 "{hero} laughed and thanked {friend}.",
-                "They danced, because the {hero.thing} was back.",
+                "They danced around the {spot}, because the {hero.colour} {hero.thing} was back.",
             ),
             _END,
         ),
@@ -243,13 +246,14 @@ PLOTS = {
                 "{other} began to cry, because {other.their} {other.thing} was {fault}.",
             ),
             (
-                "So {one} gave the {one.thing} to {taker}.",
+                "So {one} gave the {one.colour} {one.thing} to {taker}.",
                 "{one} wanted to help, so {one.they} gave the {one.thing} to {taker}.",
             ),
             (
                 "{other} was happy again and said thank you.",
                 "Then {other} laughed, and they were friends forever.",
-                "{other} hugged {one} and smiled.",
+                "{other} hugged {one} and forgot the {fault} {other.thing}.",
+                "{other} put the {other.colour} {other.thing} away and smiled.",
             ),
             _END,
         ),
@@ -295,12 +299,14 @@ PLOTS = {
                 "It was hungry, so {hero} gave it {food} and not {food2}.",
             ),
             (
-                "{hero.They} took the {animal} home and called it {pet}.",
-                "{hero} loved the {animal} and called it {pet}.",
+                "{hero.They} took the {colour} {animal} home and called it {pet}.",
+                "{hero} loved the {animal} from the {place} and called it {pet}.",
             ),
             (
                 "",
                 "{pet} liked to play with a {hero.colour} {hero.thing}.",
+                "From then on, {pet} lived in the house near the {home} and ate {food}.",
+                "On every {weather} day, {pet} sat {side} the {spot}.",
             ),
         ),
         (
@@ -331,12 +337,13 @@ PLOTS = {
                 "An old man at the {place} needed help, so they helped him.",
             ),
             (
-                "There {one} got the {one.thing}, but {other} got nothing.",
+                "There {one} got the {one.colour} {one.thing}, but {other} got nothing.",
                 "In the end {one} could buy the {one.thing}, but {other} had no money left.",
             ),
             (
-                "{other} was sad, so {one} shared the {one.thing}.",
-                "{one} let {other} play with it, and both were happy.",
+                "{other} still wanted the {other.colour} {other.thing}, so {one} shared the "
+                "{one.thing}.",
+                "{one} let {other} play with it at the house near the {home}.",
             ),
             _END,
         ),
@@ -382,8 +389,9 @@ PLOTS = {
                 "{other.colour} {other.thing}.",
             ),
             (
-                "They laughed and went home together.",
-                "Both were happy and ate some {food}.",
+                "They laughed and put the {one.colour} {one.thing} {side} the {spot}.",
+                "{other} liked the {other.colour} {other.thing} better than the {one.colour} "
+                "{one.thing}.",
                 "",
             ),
             _END,

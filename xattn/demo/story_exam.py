@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -69,8 +69,14 @@ class Result:
     changed: Answers
 
 
+def exchanges(told: Iterable[Story], random: Random) -> list[tuple[str, str]]:
+    """Ask one question about each story: what the user says, and the right reply."""
+    asked = [(story, random.choice(story.questions)) for story in told]
+    return [(f"{story.text} {question.text}", question.reply) for story, question in asked]
+
+
 @torch.no_grad()
-def gives_replies(model: Any, tokenizer: Any, exchanges: Sequence[tuple[str, str]]) -> Tensor:
+def gives_replies(model: Any, tokenizer: Any, wanted: Sequence[tuple[str, str]]) -> Tensor:
     """Find out which replies come out word by word in greedy decoding.
 
     Parameters
@@ -79,20 +85,20 @@ def gives_replies(model: Any, tokenizer: Any, exchanges: Sequence[tuple[str, str
         In evaluation mode.
     tokenizer : PreTrainedTokenizerFast
         With the chat template of the model.
-    exchanges
+    wanted
         What the user says, and the reply that would be right.
 
     Returns
     -------
     Tensor
-        Whether each reply comes out exactly, up to its end of turn; shape ``(exchanges,)``.
+        Whether each reply comes out exactly, up to its end of turn; shape ``(wanted,)``.
     """
     assistant = tokenizer.convert_tokens_to_ids("<|assistant|>")
     parts = []
-    for first in range(0, len(exchanges), _BATCH):
+    for first in range(0, len(wanted), _BATCH):
         talks = [
             [{"role": "user", "content": said}, {"role": "assistant", "content": reply}]
-            for said, reply in exchanges[first : first + _BATCH]
+            for said, reply in wanted[first : first + _BATCH]
         ]
         ids = pad(tokenizer.apply_chat_template(talks)["input_ids"])
         # Greedy decoding writes a reply if and only if each of its tokens is the likeliest one

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -30,7 +30,7 @@ from xattn.demo.descent import Descent
 from xattn.demo.plots import PLOTS
 from xattn.demo.stories import Story, stories
 from xattn.demo.story_card import Training, write_card
-from xattn.demo.story_exam import Result, examine
+from xattn.demo.story_exam import Result, examine, exchanges, gives_replies
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|end|>")
 BEGIN, END, USER, ASSISTANT, TURN_END = range(1, len(SPECIAL_TOKENS))
@@ -46,18 +46,20 @@ CHAT_TEMPLATE = """\
 {%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
 """
 HELD_OUT_SEED = "held out"
-REPORT_EVERY = 100
+TRIAL_SEED = "trial"
+TRIALS = 128
+REPORT_EVERY = 200
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Hyper-parameters; the shares say in which form a story is read."""
 
-    stories: int = 36_000
+    stories: int = 32_000
     held_out: int = 1000
     questions: int = 5
     plain_share: float = 0.45
-    tell_share: float = 0.15
+    tell_share: float = 0.1
     vocabulary: int = 1000
     hidden: int = 128
     layers: int = 4
@@ -65,7 +67,7 @@ class Recipe:
     key_heads: int = 2
     intermediate: int = 256
     batch: int = 8
-    weight_decay: float = 0.05
+    weight_decay: float = 0.0
     warm_up: float = 0.03
     learning_rate: float = 3e-3
     initial_spread: float = 0.08
@@ -158,7 +160,11 @@ def _turns(*pairs: tuple[str, str]) -> str:
 
 
 def learn(
-    config: LlamaConfig, rows: Sequence[list[int]], recipe: Recipe, seed: int
+    config: LlamaConfig,
+    rows: Sequence[list[int]],
+    recipe: Recipe,
+    seed: int,
+    progress: Callable[[LlamaForCausalLM], str],
 ) -> LlamaForCausalLM:
     """Train on every text once.
 
@@ -172,23 +178,28 @@ def learn(
         Hyper-parameters.
     seed
         Seed of the order.
+    progress
+        Says in a few words what the model has learned so far.
 
     Returns
     -------
     LlamaForCausalLM
-        Model in evaluation mode.
+        The trained model; it has no dropout, hence no mode of training.
     """
     generator = torch.Generator().manual_seed(seed)
-    model = LlamaForCausalLM(config).train()
+    model = LlamaForCausalLM(config)
     lengths = torch.tensor([len(row) for row in rows])
     steps = -(-len(rows) // recipe.batch)
     descent = Descent(model, recipe.learning_rate, steps, recipe.weight_decay, recipe.warm_up)
+    total = 0.0
     for number, batch in enumerate(bucketed_batches(lengths, recipe.batch, generator), 1):
         loss = _losses(model, pad([rows[index] for index in batch.tolist()])).mean()
         descent.step(loss)
-        if number % REPORT_EVERY == 0 or number == steps:
-            print(f"step {number} of {steps}: loss {loss.item():.3f}", flush=True)
-    return model.eval()
+        total += loss.item()
+        if number % REPORT_EVERY == 0:
+            mean, total = total / REPORT_EVERY, 0.0
+            print(f"step {number} of {steps}: loss {mean:.3f}, {progress(model)}", flush=True)
+    return model
 
 
 def _losses(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
@@ -227,7 +238,13 @@ def train(out: Path, recipe: Recipe, seed: int) -> tuple[Training, Result]:
     texts = [told(story, recipe, random) for story in islice(fresh, recipe.stories)]
     tokenizer = train_tokenizer(texts, recipe.vocabulary)
     rows: list[list[int]] = tokenizer(texts)["input_ids"]
-    model = learn(_config(recipe, len(tokenizer)), rows, recipe, seed)
+    trial = exchanges(islice(stories(TRIAL_SEED), TRIALS), Random(seed))
+
+    def progress(model: LlamaForCausalLM) -> str:
+        right = gives_replies(model, tokenizer, trial)
+        return f"{right.float().mean():.0%} of {len(trial)} questions answered"
+
+    model = learn(_config(recipe, len(tokenizer)), rows, recipe, seed, progress).eval()
     seconds = time.process_time() - began
     model.generation_config = GenerationConfig(
         bos_token_id=BEGIN, eos_token_id=[END, TURN_END], pad_token_id=PAD, max_length=MAX_TOKENS
