@@ -47,8 +47,9 @@ def test_version_is_that_of_the_project() -> None:
     assert f"version: {xattn.__version__}" in (ROOT / "CITATION.cff").read_text()
 
 
-def test_the_demo_model_is_small() -> None:
+def test_the_demo_models_are_small() -> None:
     assert xattn.demo.MODEL.joinpath("model.safetensors").stat().st_size <= 12e6
+    assert xattn.demo.STORYTELLER.joinpath("model.safetensors").stat().st_size <= 6e6
 
 
 def test_floors_are_kept() -> None:

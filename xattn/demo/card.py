@@ -68,8 +68,7 @@ its sentences come from film reviews. None of them is part of this folder.
 
 `DATA` is `stanfordnlp/sst2`, or a folder with `train.tsv`, `dev.tsv` (together GLUE's training
 split) and `test.tsv` (GLUE's validation split). The same machine with the same thread count and
-versions gives the same weights: Python {python}, torch {torch}, transformers {transformers},
-tokenizers {tokenizers}.
+versions gives the same weights: {versions}.
 
 | setting | value |
 |---|---|
@@ -125,9 +124,9 @@ def write_card(
     """
     card = _CARD.format(
         max_tokens=max_tokens,
-        test=_proportion(*found.test),
+        test=proportion(*found.test),
         test_n=found.test[1],
-        held=_proportion(*found.held_out),
+        held=proportion(*found.held_out),
         held_n=found.held_out[1],
         empty=found.empty,
         masked=found.masked,
@@ -137,16 +136,26 @@ def write_card(
         phrases=found.phrases,
         sentences=found.sentences,
         seed=seed,
-        python=platform.python_version(),
-        torch=torch.__version__,
-        transformers=transformers.__version__,
-        tokenizers=version("tokenizers"),
-        settings="\n".join(f"| {name} | {value} |" for name, value in settings.items()),
+        versions=versions(),
+        settings=settings_table(settings),
     )
     (out / "README.md").write_text(card, encoding="utf-8")
 
 
-def _proportion(right: int, total: int) -> str:
-    """Percentage with its interval, such as ``80.0% [77.2%, 82.5%], n = 872``."""
+def proportion(right: int, total: int) -> str:
+    """Write a percentage with its interval, such as ``80.0% [77.2%, 82.5%], n = 872``."""
     interval = binomtest(right, total).proportion_ci(confidence_level=0.95, method="wilson")
     return f"{right / total:.1%} [{interval.low:.1%}, {interval.high:.1%}], n = {total}"
+
+
+def versions() -> str:
+    """Write the versions that decide which weights come out, in two lines."""
+    return (
+        f"Python {platform.python_version()}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__},\ntokenizers {version('tokenizers')}"
+    )
+
+
+def settings_table(settings: Mapping[str, object]) -> str:
+    """Write the rows of a table of hyper-parameters."""
+    return "\n".join(f"| {name} | {value} |" for name, value in settings.items())

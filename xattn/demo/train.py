@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import (
     BertConfig,
@@ -35,6 +35,7 @@ from xattn.demo.batches import (
 )
 from xattn.demo.card import Measurement, write_card
 from xattn.demo.data import Corpus, Example, load_corpus
+from xattn.demo.descent import Descent
 
 LABELS = {0: "negative", 1: "positive"}
 MAX_TOKENS = 128
@@ -128,28 +129,6 @@ def encode(tokenizer: BertTokenizerFast, examples: Sequence[Example], weight: fl
     )
 
 
-def schedule(
-    parameters: Iterator[nn.Parameter], peak: float, steps: int, recipe: Recipe
-) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW with a linear warm-up to ``peak`` and a linear decay to zero over ``steps``."""
-    matrices: list[nn.Parameter] = []
-    vectors: list[nn.Parameter] = []
-    for parameter in parameters:
-        (matrices if parameter.ndim > 1 else vectors).append(parameter)
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": matrices, "weight_decay": recipe.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ],
-        lr=peak,
-        betas=(0.9, 0.98),
-    )
-    warm = max(1, int(steps * recipe.warm_up))
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warm, (steps - step) / max(1, steps - warm))
-    )
-
-
 def pretrain(config: BertConfig, data: Encoded, recipe: Recipe, seed: int) -> BertForMaskedLM:
     """Masked-language pre-training, which gives rare words a meaning before any label is seen.
 
@@ -173,7 +152,7 @@ def pretrain(config: BertConfig, data: Encoded, recipe: Recipe, seed: int) -> Be
     model = BertForMaskedLM(config).train()
     lengths = torch.tensor([len(row) for row in data.ids])
     steps = recipe.pretrain_epochs * -(-len(data.ids) // recipe.batch)
-    optimizer, rate = schedule(model.parameters(), recipe.pretrain_rate, steps, recipe)
+    descent = Descent(model, recipe.pretrain_rate, steps, recipe.weight_decay, recipe.warm_up)
     for epoch in range(recipe.pretrain_epochs):
         total = 0.0
         for batch in bucketed_batches(lengths, recipe.batch, generator):
@@ -185,7 +164,7 @@ def pretrain(config: BertConfig, data: Encoded, recipe: Recipe, seed: int) -> Be
             states = model.bert(ids.masked_fill(masked, MASK), (ids != PAD).long())
             scores = model.cls(states.last_hidden_state[chosen])
             loss = functional.cross_entropy(scores, ids[chosen])
-            _step(model, loss, optimizer, rate)
+            descent.step(loss)
             total += loss.item() * len(batch)
         print(f"pre-training epoch {epoch + 1}: loss {total / len(data.ids):.3f}", flush=True)
     return model
@@ -218,7 +197,7 @@ def fine_tune(
     model.bert.load_state_dict(start.bert.state_dict(), strict=False)
     lengths = torch.tensor([len(row) for row in data.ids])
     steps = recipe.epochs * -(-len(data.ids) // recipe.batch)
-    optimizer, rate = schedule(model.parameters(), recipe.learning_rate, steps, recipe)
+    descent = Descent(model, recipe.learning_rate, steps, recipe.weight_decay, recipe.warm_up)
     for epoch in range(recipe.epochs):
         total = 0.0
         for batch in bucketed_batches(lengths, recipe.batch, generator):
@@ -232,7 +211,7 @@ def fine_tune(
             )
             weight = data.weight[batch]
             loss = (losses * weight).sum() / weight.sum()
-            _step(model, loss, optimizer, rate)
+            descent.step(loss)
             total += loss.item() * len(batch)
         print(f"fine-tuning epoch {epoch + 1}: loss {total / len(data.ids):.3f}", flush=True)
     return model.eval()
@@ -254,20 +233,6 @@ def _perturb(
     )
     ids, attended = remove_tokens(ids, rate, generator)
     return ids, attended, (ids < len(SPECIAL_TOKENS)).all(dim=1)
-
-
-def _step(
-    model: nn.Module,
-    loss: Tensor,
-    optimizer: torch.optim.Optimizer,
-    rate: torch.optim.lr_scheduler.LRScheduler,
-) -> None:
-    """One optimiser step with clipped gradients."""
-    optimizer.zero_grad()
-    torch.autograd.backward(loss)
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    rate.step()
 
 
 @torch.no_grad()

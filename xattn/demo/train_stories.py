@@ -1,0 +1,310 @@
+"""Train the demo storyteller from scratch: ``python -m xattn.demo.train_stories --help``.
+
+It learns from the stories of our own grammar alone. The result is deterministic given the seed, on
+the same machine with the same thread count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from random import Random
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor
+from torch.nn import functional
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from xattn.demo.batches import PAD, bucketed_batches, pad
+from xattn.demo.descent import Descent
+from xattn.demo.plots import PLOTS
+from xattn.demo.stories import Story, stories
+from xattn.demo.story_card import Training, write_card
+from xattn.demo.story_exam import Result, examine, exchanges, gives_replies
+
+SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|end|>")
+BEGIN, END, USER, ASSISTANT, TURN_END = range(1, len(SPECIAL_TOKENS))
+MAX_TOKENS = 256
+CHAT_TEMPLATE = """\
+{{- bos_token -}}
+{%- for message in messages -%}
+{%- if message['role'] not in ('user', 'assistant') -%}
+{{- raise_exception('the storyteller knows the roles user and assistant only') -}}
+{%- endif -%}
+{{- '<|' + message['role'] + '|>' + message['content'] + '<|end|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
+"""
+HELD_OUT_SEED = "held out"
+TRIAL_SEED = "trial"
+TRIALS = 128
+REPORT_EVERY = 200
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hyper-parameters; the shares say in which form a story is read."""
+
+    stories: int = 32_000
+    held_out: int = 1000
+    questions: int = 5
+    plain_share: float = 0.45
+    tell_share: float = 0.1
+    vocabulary: int = 1000
+    hidden: int = 128
+    layers: int = 4
+    heads: int = 4
+    key_heads: int = 2
+    intermediate: int = 256
+    batch: int = 8
+    weight_decay: float = 0.0
+    warm_up: float = 0.03
+    learning_rate: float = 3e-3
+    initial_spread: float = 0.08
+
+
+def train_tokenizer(texts: Sequence[str], size: int) -> PreTrainedTokenizerFast:
+    """Learn a byte-level BPE vocabulary, which can write every text.
+
+    Parameters
+    ----------
+    texts
+        Texts to learn from.
+    size
+        Number of entries, special tokens and the 256 bytes included.
+
+    Returns
+    -------
+    PreTrainedTokenizerFast
+        Fast tokenizer that begins a text with ``<s>`` and knows the turns of a conversation.
+    """
+    pieces = Tokenizer(models.BPE())
+    # The blank before a text lets a name be the same token wherever it stands, which makes it
+    # possible to copy one into the first word of an answer.
+    pieces.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    pieces.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        min_frequency=2,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    pieces.train_from_iterator(texts, trainer)
+    pieces.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(add_prefix_space=True, trim_offsets=True),
+            processors.TemplateProcessing(
+                single="<s> $A", pair="<s> $A $B:1", special_tokens=[("<s>", BEGIN)]
+            ),
+        ]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=pieces,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        additional_special_tokens=list(SPECIAL_TOKENS[3:]),
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=MAX_TOKENS,
+        model_input_names=["input_ids", "attention_mask"],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def told(story: Story, recipe: Recipe, random: Random) -> str:
+    """Put a story into one of the three forms that the model reads.
+
+    Parameters
+    ----------
+    story
+        What to tell.
+    recipe
+        Shares of the forms, and how many questions follow.
+    random
+        Source of the form and the questions.
+
+    Returns
+    -------
+    str
+        Everything behind ``<s>``: the story with questions and answers in lines, a conversation
+        about it, or a conversation that asks for it.
+    """
+    questions = random.sample(story.questions, min(recipe.questions, len(story.questions)))
+    form = random.random()
+    if form < recipe.plain_share:
+        lines = (f"\n{question.text} {question.reply}" for question in questions)
+        return f"{story.text}{''.join(lines)}</s>"
+    if form < recipe.plain_share + recipe.tell_share:
+        return _turns((f"Tell me a story about {story.topic}.", story.text))
+    first, *more = questions
+    return _turns(
+        (f"{story.text} {first.text}", first.reply),
+        *((question.text, question.reply) for question in more),
+    )
+
+
+def _turns(*pairs: tuple[str, str]) -> str:
+    """Write a conversation as the chat template does, without its ``<s>``."""
+    return "".join(f"<|user|>{said}<|end|><|assistant|>{reply}<|end|>" for said, reply in pairs)
+
+
+def learn(
+    config: LlamaConfig,
+    rows: Sequence[list[int]],
+    recipe: Recipe,
+    seed: int,
+    progress: Callable[[LlamaForCausalLM], str],
+) -> LlamaForCausalLM:
+    """Train on every text once.
+
+    Parameters
+    ----------
+    config
+        Architecture.
+    rows
+        Token ids of each text, special tokens included.
+    recipe
+        Hyper-parameters.
+    seed
+        Seed of the order.
+    progress
+        Says in a few words what the model has learned so far.
+
+    Returns
+    -------
+    LlamaForCausalLM
+        The trained model; it has no dropout, hence no mode of training.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    model = LlamaForCausalLM(config)
+    lengths = torch.tensor([len(row) for row in rows])
+    steps = -(-len(rows) // recipe.batch)
+    descent = Descent(model, recipe.learning_rate, steps, recipe.weight_decay, recipe.warm_up)
+    total = 0.0
+    for number, batch in enumerate(bucketed_batches(lengths, recipe.batch, generator), 1):
+        loss = _losses(model, pad([rows[index] for index in batch.tolist()])).mean()
+        descent.step(loss)
+        total += loss.item()
+        if number % REPORT_EVERY == 0:
+            mean, total = total / REPORT_EVERY, 0.0
+            print(f"step {number} of {steps}: loss {mean:.3f}, {progress(model)}", flush=True)
+    return model
+
+
+def _losses(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
+    """Loss of each token that is not padding, in reading order, shape ``(tokens,)``.
+
+    Padding stands on the right, where a causal model does not see it: no mask is needed.
+    """
+    real = ids[:, 1:] != PAD
+    states = model.model(ids).last_hidden_state[:, :-1][real]
+    return functional.cross_entropy(model.lm_head(states), ids[:, 1:][real], reduction="none")
+
+
+def train(out: Path, recipe: Recipe, seed: int) -> tuple[Training, Result]:
+    """Write stories, train on them, and save model and tokenizer.
+
+    Parameters
+    ----------
+    out
+        Folder to write to; made when missing.
+    recipe
+        Hyper-parameters.
+    seed
+        Seed of the stories, the initial weights and the order.
+
+    Returns
+    -------
+    tuple of Training and Result
+        What the model card reports.
+    """
+    began = time.process_time()
+    torch.manual_seed(seed)
+    random = Random(seed)
+    held_out = list(islice(stories(HELD_OUT_SEED), recipe.held_out))
+    known = {story.text for story in held_out}
+    fresh = (story for story in stories(seed) if story.text not in known)
+    texts = [told(story, recipe, random) for story in islice(fresh, recipe.stories)]
+    tokenizer = train_tokenizer(texts, recipe.vocabulary)
+    rows: list[list[int]] = tokenizer(texts)["input_ids"]
+    trial = exchanges(islice(stories(TRIAL_SEED), TRIALS), Random(seed))
+
+    def progress(model: LlamaForCausalLM) -> str:
+        right = gives_replies(model, tokenizer, trial)
+        return f"{right.float().mean():.0%} of {len(trial)} questions answered"
+
+    model = learn(_config(recipe, len(tokenizer)), rows, recipe, seed, progress).eval()
+    seconds = time.process_time() - began
+    model.generation_config = GenerationConfig(
+        bos_token_id=BEGIN, eos_token_id=[END, TURN_END], pad_token_id=PAD, max_length=MAX_TOKENS
+    )
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    training = Training(
+        seconds=seconds,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        stories=len(rows),
+        tokens=sum(len(row) for row in rows),
+    )
+    return training, examine(model, tokenizer, held_out, rows, seed)
+
+
+def _config(recipe: Recipe, vocabulary: int) -> LlamaConfig:
+    """Architecture; input and output share one table of embeddings."""
+    return LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=recipe.hidden,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.key_heads,
+        intermediate_size=recipe.intermediate,
+        max_position_embeddings=MAX_TOKENS,
+        tie_word_embeddings=True,
+        # The usual 0.02 suits wide models; here it leaves attention uniform for long.
+        initializer_range=recipe.initial_spread,
+        pad_token_id=PAD,
+        bos_token_id=BEGIN,
+        eos_token_id=END,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the command line, train, and write model, tokenizer and card.
+
+    Parameters
+    ----------
+    arguments
+        Command line without the program name; ``None`` reads ``sys.argv``.
+    """
+    parser = argparse.ArgumentParser(prog="python -m xattn.demo.train_stories", description=__doc__)
+    parser.add_argument("--out", required=True, type=Path, help="folder for model and card")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the run (default 0)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1)")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    recipe = Recipe()
+    training, result = train(options.out, recipe, options.seed)
+    write_card(
+        options.out,
+        training,
+        result,
+        asdict(recipe),
+        plots=len(PLOTS),
+        max_tokens=MAX_TOKENS,
+        seed=options.seed,
+    )
+
+
+if __name__ == "__main__":
+    main()
