@@ -45,6 +45,7 @@ from xattn.options import (
     in_range,
     numbers,
     one_of,
+    text_or_example,
 )
 from xattn.registry import defaults
 from xattn.registry import methods as registry
@@ -63,7 +64,6 @@ from xattn.types import Quantity
 
 # Attention in the first layer beside the last: the report says if the result turns on the choice.
 COMPARED = (*DEFAULT_METHODS, "attention:layer=0")
-EXAMPLE = "The plot is thin and the jokes are old, but the two leads are a constant delight."
 
 app = typer.Typer(
     name="xattn",
@@ -122,7 +122,7 @@ def say_warning(
 
 @command("explain")
 def explain_command(
-    text: TextArgument = EXAMPLE,
+    text: TextArgument = None,
     pair: PairOption = None,
     picture: PictureOption = None,
     methods: MethodsOption = None,
@@ -147,6 +147,7 @@ def explain_command(
     debug: DebugOption = False,
 ) -> None:
     """Explain the prediction on one text or picture by one or more methods."""
+    text = text_or_example(text, task)
     specs = chosen_methods(methods, DEFAULT_METHODS)
     for spec in specs:
         registry.build(spec)  # before the model is loaded: a misspelt name shall cost no time
@@ -181,7 +182,7 @@ def explain_command(
 
 @command("edit")
 def edit_command(
-    text: TextArgument = EXAMPLE,
+    text: TextArgument = None,
     suppress: Annotated[
         list[str] | None,
         typer.Option("--suppress", help="Let no token look at these words; repeatable."),
@@ -234,6 +235,7 @@ def edit_command(
     debug: DebugOption = False,
 ) -> None:
     """Change attention on one text and show prediction and explanation before and after."""
+    text = text_or_example(text, task)
     specs = chosen_methods(methods, ["attention_gradient", "integrated_gradients"])
     for spec in specs:
         registry.build(spec)
@@ -360,7 +362,7 @@ def compare_command(
 
 @command("maps")
 def maps_command(
-    text: TextArgument = EXAMPLE,
+    text: TextArgument = None,
     pair: PairOption = None,
     picture: PictureOption = None,
     layer: Annotated[int | None, typer.Option("--layer", help="One layer, from 0.")] = None,
@@ -384,6 +386,7 @@ def maps_command(
     debug: DebugOption = False,
 ) -> None:
     """Draw the attention maps of one text or picture, layers by heads."""
+    text = text_or_example(text, task)
     if png is None and html is None:
         png, html = Path("xattn-maps.png"), Path("xattn-maps.html")
     check_outputs(png, html)

@@ -14,10 +14,15 @@ from xattn.errors import InputError
 from xattn.registry import methods as registry
 from xattn.terminal import spans_of
 
+REVIEW = "The plot is thin and the jokes are old, but the two leads are a constant delight."
+STORY = "Once upon a time"
+"""What the demo models are asked about when no text is given."""
+
 TextArgument = Annotated[
-    str,
+    str | None,
     typer.Argument(
-        help="The text to explain; for models of pictures, the file of one.", show_default=False
+        help="The text to explain, an example by default; for models of pictures, the file of one.",
+        show_default=False,
     ),
 ]
 PictureOption = Annotated[
@@ -81,6 +86,13 @@ LabelOption = Annotated[
 AgainstOption = Annotated[str | None, typer.Option("--against", help="Class to compare it with.")]
 TruncateOption = Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+def text_or_example(text: str | None, task: str | None) -> str:
+    """Return the text that is explained: for the demo models, one of their kind by default."""
+    if text is not None:
+        return text
+    return STORY if task == "generate" else REVIEW
 
 
 def chosen_methods(options: list[str] | None, default: Sequence[str]) -> list[str]:

@@ -161,13 +161,15 @@ def _reader(task: Task, name: str, revision: str | None) -> Any:
 
 def _default(task: str | None) -> tuple[str, str]:
     """Return folder and name of the model that comes with xattn for a task."""
-    models = {None: demo.MODEL, "classify": demo.MODEL, "generate": demo.STORIES}
+    sentiment = (str(demo.MODEL), demo.NAME)
+    storyteller = (str(demo.STORYTELLER), demo.STORYTELLER_NAME)
+    models = {None: sentiment, "classify": sentiment, "generate": storyteller}
     if task not in models:
         raise InputError(
             f"no model for the task {task} comes with xattn",
             remedy="name a folder or a model on the Hub (--model)",
         )
-    return str(models[task]), f"xattn.demo.{models[task].name}"
+    return models[task]
 
 
 ADAPTED = {
