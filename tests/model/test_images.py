@@ -77,7 +77,8 @@ OTHERS: dict[str, Callable[[], Any]] = {
         num_attention_heads=[1, 2, 2, 4], sequence_reduction_ratios=[1, 1, 1, 1], num_labels=3,
     ),
     "segformer": lambda: SegformerConfig(
-        hidden_sizes=[16, 16, 32, 32], depths=[1, 1, 1, 1], num_labels=3
+        hidden_sizes=[16, 16, 32, 32], num_attention_heads=[1, 2, 2, 4], depths=[1, 1, 1, 1],
+        num_labels=3,
     ),
     "resnet": lambda: ResNetConfig(
         embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1], num_labels=3
