@@ -143,10 +143,7 @@ def _attach(
         logits = forward()
     if not trial.maps:
         raise AttentionError("none")
-    difference, scale = _difference(logits.detach(), plain)
-    allowed = TOLERANCE.get(network.dtype, 1e-4) * max(1.0, scale)
-    if difference > allowed:
-        raise AttentionError(f"logits differ by {difference:.2g}, more than {allowed:.1g}")
+    check_same(logits.detach(), plain, network.dtype)
     sites = tuple(trial.maps)
     if name == "mixed":
         if trial.outside == set(sites):
@@ -164,6 +161,14 @@ def _attach(
         serves=frozenset(served),
         skipped=_without_attention(network, sites),
     )
+
+
+def check_same(logits: Tensor, plain: Tensor, dtype: torch.dtype) -> None:
+    """Raise `AttentionError` if logits with a tap are not those without, for weights of a type."""
+    difference, scale = _difference(logits, plain)
+    allowed = TOLERANCE.get(dtype, 1e-4) * max(1.0, scale)
+    if difference > allowed:
+        raise AttentionError(f"logits differ by {difference:.2g}, more than {allowed:.1g}")
 
 
 def _difference(logits: Tensor, plain: Tensor) -> tuple[float, float]:

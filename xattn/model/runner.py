@@ -21,7 +21,7 @@ from torch import Tensor
 
 from xattn.errors import AttentionError, InputError, ModelError, XattnWarning
 from xattn.model import batching, borrow, entrances, images, interventions, wrappers
-from xattn.model.attach import BACKENDS, Attached, find_backend
+from xattn.model.attach import BACKENDS, Attached, check_same, find_backend
 from xattn.model.entrances import Entrance
 from xattn.model.interventions import Intervenable
 from xattn.model.places import Layout
@@ -41,6 +41,15 @@ class Passes:
     def copy(self) -> Passes:
         """Return the counts as they stand now."""
         return Passes(self.forward, self.backward)
+
+
+def without_padding(batch: Batch, logits: Tensor) -> Tensor:
+    """Return the logits of tokens, ``[token, class]``, or all of them for whole inputs.
+
+    What is computed at padding is nobody's business, and differs between backends.
+    """
+    real = batch.real[:, batch.streams[-1]]
+    return logits[real] if logits.shape[:2] == real.shape else logits
 
 
 class Runner(ABC):
@@ -143,11 +152,25 @@ class Runner(ABC):
 
     @cached_property
     def cut(self) -> Site | None:
-        """Where the readout is found with a shorter backward pass; see `trace.find_cut`."""
+        """Where the readout is found with a shorter backward pass; see `trace.find_cut`.
+
+        Found once a model; the same pass tries the reading of maps by runs of queries.
+
+        Raises
+        ------
+        AttentionError
+            If that does not reproduce the logits.
+        """
         with self.lock:
             open_edits, self._edits = self._edits, ()  # the probe carries no marks
             try:
-                return find_cut(self)
+                probe = self.probe()
+                cut, logits = find_cut(self, probe)
+                plain = self.logits(probe.inputs)
+                check_same(
+                    without_padding(probe, logits), without_padding(probe, plain), self.dtype
+                )
+                return cut
             finally:
                 self._edits = open_edits
 
@@ -249,13 +272,10 @@ class Runner(ABC):
         with self.lock:
             if self._attached is None:
                 probe = self.probe()
-                # what is computed at padding is nobody's business, and differs between backends
-                real = probe.real[:, probe.streams[-1]]
 
                 def forward() -> Tensor:
                     with self.borrowed(probe.inputs):
-                        logits = self.forward(probe.inputs)
-                    return logits[real] if logits.shape[:2] == real.shape else logits
+                        return without_padding(probe, self.forward(probe.inputs))
 
                 attached = find_backend(self.network, forward)
                 self._links = self.chain(attached, probe.widths)

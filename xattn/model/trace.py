@@ -20,7 +20,7 @@ from torch import Tensor
 
 from xattn.errors import AttentionError
 from xattn.model import borrow
-from xattn.model.reduction import WHOLE, GradientReduction, Reduction
+from xattn.model.reduction import HEAD_MEAN, WHOLE, GradientReduction, Reduction
 from xattn.model.tap import Edit, Reading, Site
 from xattn.types import AttentionMaps, Batch, Target
 
@@ -166,10 +166,11 @@ def take(
         )
     with model.lock:
         at = {link: link.site for link in readouts(model.links())}
+        cut = model.cut
         # gradients of maps need the whole graph anyway; so do targets that are read in many places
-        if not gradients and target.weight is None and len(at) == 1 and model.cut is not None:
+        if cut is not None and not gradients and target.weight is None:
             [link] = at
-            trace = _run(model, batch, target, reduce, gradients, {link: model.cut})
+            trace = _run(model, batch, target, reduce, gradients, {link: cut})
             if bool(((trace.readout > 0).sum(-1) == 1).all()):
                 return trace
             # several positions: how much each counts is said by the last attention only
@@ -223,20 +224,27 @@ def _run(
     )
 
 
-def find_cut(model: Runner) -> Site | None:
+def find_cut(model: Runner, probe: Batch) -> tuple[Site | None, Tensor]:
     """Return a module behind the last attention through which the prediction reads one position.
 
     Behind the last attention positions do not mix. So if the target depends on one position of a
     later module's output, it depends on that position of the last attention, and no graph of the
-    modules in between need be held. Found on a probe; None if there is no such module.
+    modules in between need be held. Found on a probe, while maps are read by runs of queries.
+
+    Returns
+    -------
+    Site, optional
+        None if there is no such module, or several streams are read from.
+    Tensor
+        The logits of the probe.
     """
-    [last, *others] = readouts(model.links())
-    if others:
-        return None
-    probe = model.probe()
+    links = model.links()
+    [last, *others] = readouts(links)
+    sizes = {link.site: (probe.widths[link.queries], probe.widths[link.keys]) for link in links}
     with ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(model.borrowed(probe.inputs))
+        reading = Reading(HEAD_MEAN, lambda site, mean: None, sizes)
+        stack.enter_context(model.borrowed(probe.inputs, readings=[reading]))
         stack.enter_context(borrow.output_of(model.network, last.site))
         shape = (len(probe), probe.widths[last.queries])
         outputs = stack.enter_context(borrow.outputs_like(model.network, shape))
@@ -251,7 +259,7 @@ def find_cut(model: Runner) -> Site | None:
     for (site, _), gradient in zip(outputs, found, strict=True):
         if gradient is not None and bool((gradient.any(-1).sum(-1) == 1).all()):
             cut = site
-    return cut
+    return None if others else cut, logits.detach()
 
 
 def _readout(batch: Batch, gradients: Mapping[Link, Tensor]) -> Tensor:
