@@ -86,6 +86,26 @@ def test_explain_in_spans_of_characters(run: Run) -> None:
     assert "lifeless film +" in out
 
 
+STORY = "Mia had a red ball, and Tom had a blue kite. Tom was tired. Who was tired?"
+
+
+def test_what_the_demo_decoder_writes_is_explained(run: Run) -> None:
+    code, out, err = run("explain", "--task", "generate", "-m", "attention", "--new-tokens", "3")
+    assert (code, err) == (0, "")
+    assert out.count("explained: logit of") == 3
+    assert "Once upon a time" in out
+    code, out, _ = run("explain", STORY, "--task", "generate", "--chat", "-m", "rollout",
+                       "--at", "next")  # fmt: skip
+    assert code == 0
+    assert "explained: logit of" in out
+    code, out, _ = run("edit", STORY, "--task", "generate", "--chat", "--suppress", "Tom",
+                       "-m", "attention", "--new-tokens", "4")  # fmt: skip
+    assert code == 0
+    assert "before: " in out
+    assert "after:  " in out
+    assert out.count("the whole continuation") == 2
+
+
 def test_edit_shows_before_and_after(run: Run) -> None:
     code, out, _ = run("edit", "--suppress", "constant delight", "--layers", "0-3", "-m", "rollout")
     assert code == 0
