@@ -59,67 +59,57 @@ class Plot(NamedTuple):
 
 _HERO = (
     "Once upon a time, there was a {hero.child} called {hero}.",
-    "There once was a {mood} {hero.child} called {hero}.",
-    "Long ago, there lived a {mood} {hero.child} called {hero}.",
-    "This is the story of {hero}, a {mood} {hero.child}.",
+    "There once was a {hero.child} called {hero}.",
 )
-_HOME = (
-    "{hero.They} lived near the {home}.",
-    "{hero} lived in a {size} house near the {home}.",
+_FRIEND = (
+    "{hero} had a friend, a {friend.child} called {friend}.",
+    "{hero.Their} friend was a {friend.child} called {friend}.",
 )
+_HOME = ("", "{hero.They} lived near the {home}.")
 _WEATHER = (
     "",
-    "It was a {weather} day, so {hero} took {hero.their} {gear}.",
-    "The morning was {weather}, so {hero.they} took {hero.their} {gear}.",
+    "It was {weather}, so {hero} took {hero.their} {gear}.",
 )
 _GO = (
     "One day, {hero} went to the {place}.",
-    "In the morning, {hero.they} walked to the {place}.",
-    "After breakfast, {hero} ran to the {place}.",
-    "{hero} wanted to play, so {hero.they} went to the {place}.",
+    "In the morning, {hero.they} went to the {place}.",
 )
-_FRIEND = (
-    "{hero} had a friend called {friend}, a {mood2} {friend.child}.",
-    "{hero.Their} best friend was a {friend.child} called {friend}.",
-    "A {mood2} {friend.child} called {friend} lived next door.",
+_MEET = (
+    "One day, they went to the {place}.",
+    "In the morning, they went to the {place}.",
 )
 _OWN = (
-    "{hero} had a {hero.colour} {hero.thing}, and {friend} had a {friend.colour} {friend.thing}.",
-    "{friend} had a {friend.colour} {friend.thing}, but {hero} had a {hero.colour} {hero.thing}.",
-)
-_NOTHING = (
-    "",
-    "{hero.They} looked {side2} the {spot2}, but there was nothing.",
-    "First {hero.they} searched {side2} the {spot2}, but found nothing there.",
-)
-_END = (
-    "",
-    "In the evening, {hero} left the {place} and went home.",
-    "At night, {hero} told {hero.their} mother about the {place}.",
-    "The {place} was empty when they went home.",
-    "It was a good day for {hero}.",
-    "From then on, {hero} and {friend} met every day.",
+    "{hero} had a {hero.colour} {hero.thing} and {friend} had a {friend.colour} {friend.thing}.",
+    "{friend} had a {friend.colour} {friend.thing} and {hero} had a {hero.colour} {hero.thing}.",
+    "{hero} had a {hero.thing} and {friend} had a {friend.thing}. The {hero.thing} was "
+    "{hero.colour} and the {friend.thing} was {friend.colour}.",
+    "{friend} had a {friend.thing} and {hero} had a {hero.thing}. The {friend.thing} was "
+    "{friend.colour} and the {hero.thing} was {hero.colour}.",
 )
 
 _LIVE = Ask("place", "Where did {hero} live?", "{hero} lived near the {home}.", "home")
 _WENT = Ask("place", "Where did {hero} go?", "{hero} went to the {place}.", "place")
-_COLOUR = Ask(
-    "colour",
-    "What colour was the {hero.thing}?",
-    "The {hero.thing} was {hero.colour}.",
-    "hero.colour",
+_MET = Ask("place", "Where did they go?", "They went to the {place}.", "place")
+_COLOURS, _PRIZES = (
+    tuple(
+        Ask(
+            "colour",
+            f"What colour was the {{{role}.thing}}?",
+            f"The {{{role}.thing}} was {{{role}.colour}}.",
+            f"{role}.colour",
+        )
+        for role in roles
+    )
+    for roles in (("hero", "friend"), ("one", "other"))
 )
-_COLOUR_2 = Ask(
-    "colour",
-    "What colour was the {friend.thing}?",
-    "The {friend.thing} was {friend.colour}.",
-    "friend.colour",
-)
-_OWNED = Ask(
-    "thing",
-    "What did {friend} have?",
-    "{friend} had a {friend.colour} {friend.thing}.",
-    "friend.thing",
+_OWNED = tuple(
+    Ask(
+        "thing",
+        f"What did {{{role}}} have?",
+        f"{{{role}}} had a {{{role}.thing}}.",
+        f"{role}.thing",
+    )
+    for role in ("hero", "friend")
 )
 _TOOK = Ask(
     "weather",
@@ -135,31 +125,28 @@ PLOTS = {
             _HOME,
             _WEATHER,
             _GO,
-            _NOTHING,
             (
                 "There {hero.they} found a {hero.colour} {hero.thing} {side} the {spot}.",
-                "Then {hero} found a {hero.colour} {hero.thing} {side} the {spot}.",
-                "Suddenly {hero.they} saw a {hero.colour} {hero.thing} {side} the {spot}.",
+                "{hero} found a {hero.thing} {side} the {spot}. The {hero.thing} was "
+                "{hero.colour}.",
             ),
             (
-                "A {friend.child} called {friend} came by with a {friend.colour} {friend.thing}.",
-                "Soon {hero} met {friend}, a {friend.child} who had a {friend.colour} "
-                "{friend.thing}.",
+                "{hero.Their} friend {friend} had a {friend.colour} {friend.thing}.",
+                "{hero.Their} friend {friend} had a {friend.thing}. The {friend.thing} was "
+                "{friend.colour}.",
             ),
             (
-                "They played with the {hero.colour} {hero.thing} until it was dark.",
-                "{friend} liked the {hero.colour} {hero.thing}, so they played together.",
-                "{hero} showed {friend} the {hero.thing}, and they sat down {side} the {spot}.",
-                "They put the {hero.thing} and the {friend.colour} {friend.thing} {side} the "
-                "{spot}.",
+                "They played with the {hero.colour} {hero.thing}.",
+                "They played with the {friend.colour} {friend.thing}.",
+                "They put the {hero.thing} and the {friend.thing} {side} the {spot}.",
+                "They were happy and left the {place}.",
             ),
-            _END,
         ),
         (
             Ask(
                 "thing",
                 "What did {hero} find?",
-                "{hero} found a {hero.colour} {hero.thing}.",
+                "{hero} found a {hero.thing}.",
                 "hero.thing",
             ),
             Ask("person", "Who found the {hero.thing}?", "{hero} found the {hero.thing}.", "hero"),
@@ -169,9 +156,8 @@ PLOTS = {
                 "The {hero.thing} was {side} the {spot}.",
                 "spot",
             ),
-            _COLOUR,
-            _COLOUR_2,
-            _OWNED,
+            *_COLOURS,
+            _OWNED[1],
             _WENT,
             _LIVE,
             _TOOK,
@@ -182,53 +168,30 @@ PLOTS = {
             _HERO,
             _FRIEND,
             _OWN,
+            _MEET,
+            ("{hero} lost the {hero.thing} there.", "There {hero} lost the {hero.thing}."),
             (
-                "One day, {hero} took the {hero.thing} to the {place} and lost it there.",
-                "{hero} went to the {place} with the {hero.thing}, but {hero.they} lost it.",
+                "{hero.They} was sad, but {one} found the {hero.thing} {side} the {spot}.",
+                "Then {one} found the {hero.thing} {side} the {spot}.",
             ),
             (
-                "{hero} was sad and cried.",
-                "{hero.They} was very sad, because {hero.they} loved the {hero.thing}.",
+                "",
+                "They danced around the {spot} with the {hero.colour} {hero.thing}.",
+                "They were happy and left the {place}.",
             ),
-            (
-                "So {friend} came to help.",
-                "{friend} wanted to help {hero.them}.",
-            ),
-            _NOTHING,
-            (
-                "At last {one} found the {hero.colour} {hero.thing} {side} the {spot}.",
-                "Then {one} saw the {hero.thing} {side} the {spot}.",
-            ),
-            (
-                "{hero} was happy again.",
-                "{hero} laughed and thanked {friend}.",
-                "They danced around the {spot}, because the {hero.colour} {hero.thing} was back.",
-            ),
-            _END,
         ),
         (
             Ask("person", "Who found the {hero.thing}?", "{one} found the {hero.thing}.", "one"),
-            Ask(
-                "thing",
-                "What did {hero} lose?",
-                "{hero} lost a {hero.colour} {hero.thing}.",
-                "hero.thing",
-            ),
-            Ask(
-                "place",
-                "Where did {hero} lose the {hero.thing}?",
-                "{hero} lost it at the {place}.",
-                "place",
-            ),
+            Ask("thing", "What did {hero} lose?", "{hero} lost the {hero.thing}.", "hero.thing"),
             Ask(
                 "spot",
                 "Where was the {hero.thing}?",
                 "The {hero.thing} was {side} the {spot}.",
                 "spot",
             ),
-            _COLOUR,
-            _COLOUR_2,
-            _OWNED,
+            *_COLOURS,
+            *_OWNED,
+            _MET,
         ),
     ),
     "give": Plot(
@@ -236,26 +199,20 @@ PLOTS = {
             _HERO,
             _FRIEND,
             _OWN,
+            _MEET,
             (
-                "One day, they met at the {place}.",
-                "On {their} way home, they stopped at the {place}.",
-                "In the afternoon, they played at the {place}.",
+                "{other} was sad because the {other.thing} was {fault}.",
+                "There {other} cried because the {other.thing} was {fault}.",
             ),
             (
-                "{other} was sad, because {other.their} {other.thing} was {fault}.",
-                "{other} began to cry, because {other.their} {other.thing} was {fault}.",
-            ),
-            (
+                "So {one} gave the {one.thing} to {taker}.",
                 "So {one} gave the {one.colour} {one.thing} to {taker}.",
-                "{one} wanted to help, so {one.they} gave the {one.thing} to {taker}.",
             ),
             (
-                "{other} was happy again and said thank you.",
-                "Then {other} laughed, and they were friends forever.",
-                "{other} hugged {one} and forgot the {fault} {other.thing}.",
-                "{other} put the {other.colour} {other.thing} away and smiled.",
+                "",
+                "{other} forgot the {fault} {other.thing}.",
+                "They were happy and left the {place}.",
             ),
-            _END,
         ),
         (
             Ask("person", "Who has the {one.thing} now?", "{taker} has the {one.thing}.", "taker"),
@@ -272,10 +229,9 @@ PLOTS = {
                 "{other} was sad because the {other.thing} was {fault}.",
                 "fault",
             ),
-            Ask("place", "Where were they?", "They were at the {place}.", "place"),
-            _COLOUR,
-            _COLOUR_2,
-            _OWNED,
+            *_COLOURS,
+            *_OWNED,
+            _MET,
         ),
     ),
     "animal": Plot(
@@ -285,32 +241,24 @@ PLOTS = {
             _WEATHER,
             _GO,
             (
-                "{hero.They} heard a noise {side} the {spot}.",
-                "Something moved {side} the {spot}.",
+                "There {hero.they} saw a {colour} {animal} {side} the {spot}.",
+                "{hero} saw a {animal} {side} the {spot}. The {animal} was {colour}.",
             ),
             (
-                "It was a {size} {colour} {animal}, not a {animal2}.",
-                "There sat a {colour} {animal} and looked at {hero.them}.",
+                "The {animal} ate some {food}.",
+                "The {animal} was hungry and ate some {food}.",
+                "The {animal} did not like {food2}, but it ate some {food}.",
             ),
-            (
-                "The {animal} was hungry, so {hero} gave it some {food}.",
-                "It was hungry, and {hero} had some {food} for it.",
-                "It was hungry. It did not like the {food2}, but it ate the {food}.",
-                "It was hungry, so {hero} gave it {food} and not {food2}.",
-            ),
-            (
-                "{hero.They} took the {colour} {animal} home and called it {pet}.",
-                "{hero} loved the {animal} from the {place} and called it {pet}.",
-            ),
+            ("The {animal} was called {pet}.", "{hero} called it {pet}."),
             (
                 "",
-                "{pet} liked to play with a {hero.colour} {hero.thing}.",
-                "From then on, {pet} lived in the house near the {home} and ate {food}.",
-                "On every {weather} day, {pet} sat {side} the {spot}.",
+                "They left the {place} and {pet} had more {food}.",
+                "{pet} was a good {colour} {animal}.",
+                "Every day, {pet} sat {side} the {spot}.",
             ),
         ),
         (
-            Ask("animal", "What did {hero} see?", "{hero} saw a {colour} {animal}.", "animal"),
+            Ask("animal", "What did {hero} see?", "{hero} saw a {animal}.", "animal"),
             Ask("colour", "What colour was the {animal}?", "The {animal} was {colour}.", "colour"),
             Ask("food", "What did the {animal} eat?", "The {animal} ate some {food}.", "food"),
             Ask("pet", "What was the {animal} called?", "The {animal} was called {pet}.", "pet"),
@@ -320,105 +268,45 @@ PLOTS = {
             _TOOK,
         ),
     ),
-    "wish": Plot(
-        (
-            _HERO,
-            _HOME,
-            _FRIEND,
-            (
-                "{hero} wanted a {hero.colour} {hero.thing}, but {friend} wanted a {friend.colour} "
-                "{friend.thing}.",
-                "{friend} wished for a {friend.colour} {friend.thing}, and {hero} wished for a "
-                "{hero.colour} {hero.thing}.",
-            ),
-            (
-                "So they went to the {place}.",
-                "They worked all day at the {place}.",
-                "An old man at the {place} needed help, so they helped him.",
-            ),
-            (
-                "There {one} got the {one.colour} {one.thing}, but {other} got nothing.",
-                "In the end {one} could buy the {one.thing}, but {other} had no money left.",
-            ),
-            (
-                "{other} still wanted the {other.colour} {other.thing}, so {one} shared the "
-                "{one.thing}.",
-                "{one} let {other} play with it at the house near the {home}.",
-            ),
-            _END,
-        ),
-        (
-            Ask(
-                "thing",
-                "What did {hero} want?",
-                "{hero} wanted a {hero.colour} {hero.thing}.",
-                "hero.thing",
-            ),
-            Ask(
-                "thing",
-                "What did {friend} want?",
-                "{friend} wanted a {friend.colour} {friend.thing}.",
-                "friend.thing",
-            ),
-            Ask("person", "Who got the {one.thing}?", "{one} got the {one.thing}.", "one"),
-            Ask("person", "Who got nothing?", "{other} got nothing.", "other"),
-            Ask("place", "Where were they?", "They were at the {place}.", "place"),
-            _COLOUR,
-            _COLOUR_2,
-            _LIVE,
-        ),
-    ),
     "race": Plot(
         (
             _HERO,
             _FRIEND,
-            _WEATHER,
+            ("One day, they ran to the {place}.", "They had a race and ran to the {place}."),
             (
-                "They wanted to know who was faster, so they ran to the {place}.",
-                "One day, they had a race to the {place}.",
-            ),
-            (
-                "{other} fell over a {spot}, so {one} won the race.",
-                "{one} won, because {other} stopped to rest {side} the {spot}.",
-                "{one} was the faster one and won, but {other} hit a {spot}.",
+                "{other} fell, so {one} won the race.",
+                "{one} was faster and won the race, but {other} was happy too.",
+                "{one} won the race because {other} stopped {side} the {spot}.",
             ),
             (
                 "{one} got a {one.colour} {one.thing} and {other} got a {other.colour} "
                 "{other.thing}.",
-                "The winner got a {one.colour} {one.thing}, and for {other} there was a "
-                "{other.colour} {other.thing}.",
+                "{other} got a {other.colour} {other.thing} and {one} got a {one.colour} "
+                "{one.thing}.",
+                "{one} got a {one.thing} and {other} got a {other.thing}. The {one.thing} was "
+                "{one.colour} and the {other.thing} was {other.colour}.",
+                "{other} got a {other.thing} and {one} got a {one.thing}. The {other.thing} was "
+                "{other.colour} and the {one.thing} was {one.colour}.",
             ),
             (
-                "They laughed and put the {one.colour} {one.thing} {side} the {spot}.",
-                "{other} liked the {other.colour} {other.thing} better than the {one.colour} "
-                "{one.thing}.",
                 "",
+                "They played with the {one.colour} {one.thing}.",
+                "They were happy and left the {place}.",
             ),
-            _END,
         ),
         (
             Ask("person", "Who won the race?", "{one} won the race.", "one"),
-            Ask("person", "Who lost the race?", "{other} lost the race.", "other"),
-            Ask(
-                "thing",
-                "What did {one} get?",
-                "{one} got a {one.colour} {one.thing}.",
-                "one.thing",
+            *(
+                Ask(
+                    "thing",
+                    f"What did {{{role}}} get?",
+                    f"{{{role}}} got a {{{role}.thing}}.",
+                    f"{role}.thing",
+                )
+                for role in ("one", "other")
             ),
-            Ask(
-                "thing",
-                "What did {other} get?",
-                "{other} got a {other.colour} {other.thing}.",
-                "other.thing",
-            ),
+            *_PRIZES,
             Ask("place", "Where did they run?", "They ran to the {place}.", "place"),
-            Ask(
-                "colour",
-                "What colour was the {one.thing}?",
-                "The {one.thing} was {one.colour}.",
-                "one.colour",
-            ),
-            _TOOK,
         ),
     ),
 }

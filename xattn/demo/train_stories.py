@@ -48,13 +48,17 @@ CHAT_TEMPLATE = """\
 HELD_OUT_SEED = "held out"
 TRIAL_SEED = "trial"
 TRIALS = 128
-REPORT_EVERY = 200
+REPORT_EVERY = 100
+PRACTICE_BATCH = 32
+PRACTICE_TOKENS = 48
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Hyper-parameters; the shares say in which form a story is read."""
 
+    practice: int = 1500
+    practice_rate: float = 3e-3
     stories: int = 32_000
     held_out: int = 1000
     questions: int = 5
@@ -66,11 +70,12 @@ class Recipe:
     heads: int = 4
     key_heads: int = 2
     intermediate: int = 256
-    batch: int = 8
+    batch: int = 16
     weight_decay: float = 0.0
     warm_up: float = 0.03
     learning_rate: float = 3e-3
-    initial_spread: float = 0.08
+    initial_spread: float = 0.05
+    answer_weight: float = 3.0
 
 
 def train_tokenizer(texts: Sequence[str], size: int) -> PreTrainedTokenizerFast:
@@ -159,57 +164,88 @@ def _turns(*pairs: tuple[str, str]) -> str:
     return "".join(f"<|user|>{said}<|end|><|assistant|>{reply}<|end|>" for said, reply in pairs)
 
 
-def learn(
-    config: LlamaConfig,
+def practise(model: LlamaForCausalLM, recipe: Recipe, generator: torch.Generator) -> None:
+    """Train on random tokens that are said over and over, before any story is read.
+
+    Nothing but looking back can tell how these go on, and every word has to be told apart for it.
+    Stories alone reward that too rarely: words of one class then get nearly equal embeddings, and
+    no answer can be copied. (Olsson et al. 2022, "In-context learning and induction heads",
+    describe the heads that copy.)
+
+    Parameters
+    ----------
+    model
+        Model with random weights; trained in place.
+    recipe
+        Hyper-parameters.
+    generator
+        Source of the tokens.
+    """
+    descent = Descent(model, recipe.practice_rate, recipe.practice, 0.0, recipe.warm_up)
+
+    ordinary = {"low": len(SPECIAL_TOKENS), "high": model.config.vocab_size}
+
+    def draw(*size: int, low: int, high: int) -> Tensor:
+        return torch.randint(low, high, size, generator=generator)
+
+    for number in range(1, recipe.practice + 1):
+        length = int(draw(low=3, high=PRACTICE_TOKENS // 3))
+        phrase = draw(PRACTICE_BATCH, length, **ordinary)
+        before = int(draw(low=1, high=20))
+        start = draw(PRACTICE_BATCH, before, **ordinary)
+        ids = torch.cat([start, phrase.repeat(1, -(-PRACTICE_TOKENS // length))], dim=1)
+        ids = ids[:, : before + PRACTICE_TOKENS]
+        known = slice(before + length, None)  # said before
+        scores = model(ids[:, :-1]).logits[:, before + length - 1 :]
+        loss = functional.cross_entropy(scores.flatten(0, 1), ids[:, known].flatten())
+        descent.step(loss)
+        if number % REPORT_EVERY == 0 or number == recipe.practice:
+            print(f"practice {number} of {recipe.practice}: loss {loss.item():.3f}", flush=True)
+
+
+def read(
+    model: LlamaForCausalLM,
     rows: Sequence[list[int]],
+    question_mark: int,
     recipe: Recipe,
-    seed: int,
+    generator: torch.Generator,
     progress: Callable[[LlamaForCausalLM], str],
-) -> LlamaForCausalLM:
+) -> None:
     """Train on every text once.
 
     Parameters
     ----------
-    config
-        Architecture.
+    model
+        Model to train in place; it has no dropout, hence no mode of training.
     rows
         Token ids of each text, special tokens included.
+    question_mark
+        Token that ends a question.
     recipe
         Hyper-parameters.
-    seed
-        Seed of the order.
+    generator
+        Source of the order.
     progress
         Says in a few words what the model has learned so far.
-
-    Returns
-    -------
-    LlamaForCausalLM
-        The trained model; it has no dropout, hence no mode of training.
     """
-    generator = torch.Generator().manual_seed(seed)
-    model = LlamaForCausalLM(config)
     lengths = torch.tensor([len(row) for row in rows])
     steps = -(-len(rows) // recipe.batch)
     descent = Descent(model, recipe.learning_rate, steps, recipe.weight_decay, recipe.warm_up)
     total = 0.0
     for number, batch in enumerate(bucketed_batches(lengths, recipe.batch, generator), 1):
-        loss = _losses(model, pad([rows[index] for index in batch.tolist()])).mean()
+        ids = pad([rows[index] for index in batch.tolist()])
+        # Padding stands on the right, where a causal model does not see it: no mask is needed.
+        real = ids[:, 1:] != PAD
+        asked = (ids[:, :-1] == question_mark).cumsum(dim=1) > 0
+        weights = torch.where(asked, recipe.answer_weight, 1.0)[real]
+        states = model.model(ids).last_hidden_state[:, :-1][real]
+        losses = functional.cross_entropy(model.lm_head(states), ids[:, 1:][real], reduction="none")
+        loss = (losses * weights).sum() / weights.sum()
         descent.step(loss)
         total += loss.item()
-        if number % REPORT_EVERY == 0:
-            mean, total = total / REPORT_EVERY, 0.0
+        if number % REPORT_EVERY == 0 or number == steps:
+            mean, total = total / ((number - 1) % REPORT_EVERY + 1), 0.0
             print(f"step {number} of {steps}: loss {mean:.3f}, {progress(model)}", flush=True)
-    return model
-
-
-def _losses(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
-    """Loss of each token that is not padding, in reading order, shape ``(tokens,)``.
-
-    Padding stands on the right, where a causal model does not see it: no mask is needed.
-    """
-    real = ids[:, 1:] != PAD
-    states = model.model(ids).last_hidden_state[:, :-1][real]
-    return functional.cross_entropy(model.lm_head(states), ids[:, 1:][real], reduction="none")
 
 
 def train(out: Path, recipe: Recipe, seed: int) -> tuple[Training, Result]:
@@ -244,7 +280,12 @@ def train(out: Path, recipe: Recipe, seed: int) -> tuple[Training, Result]:
         right = gives_replies(model, tokenizer, trial)
         return f"{right.float().mean():.0%} of {len(trial)} questions answered"
 
-    model = learn(_config(recipe, len(tokenizer)), rows, recipe, seed, progress).eval()
+    generator = torch.Generator().manual_seed(seed)
+    model = LlamaForCausalLM(_config(recipe, len(tokenizer)))
+    practise(model, recipe, generator)
+    mark = tokenizer.convert_tokens_to_ids("?")
+    read(model, rows, mark, recipe, generator, progress)
+    model.eval()
     seconds = time.process_time() - began
     model.generation_config = GenerationConfig(
         bos_token_id=BEGIN, eos_token_id=[END, TURN_END], pad_token_id=PAD, max_length=MAX_TOKENS
