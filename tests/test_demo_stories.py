@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from xattn.demo import STORYTELLER
 from xattn.demo.plots import CLASSES, PLOTS
-from xattn.demo.stories import Story, stories
+from xattn.demo.stories import Question, Story, stories
 from xattn.demo.story_card import write_card
 from xattn.demo.story_exam import examine, gives_replies, perplexity
 from xattn.demo.train_stories import (
@@ -31,7 +30,7 @@ from xattn.demo.train_stories import (
 )
 
 TINY = Recipe(
-    practice=4, stories=48, held_out=8, vocabulary=400, hidden=16, layers=2, heads=2, key_heads=1,
+    practice=5, stories=48, held_out=8, vocabulary=400, hidden=16, layers=2, heads=2, key_heads=1,
     intermediate=24, batch=8,
 )  # fmt: skip
 FRESH = "tests"
@@ -212,13 +211,49 @@ def test_the_shipped_model_is_a_small_llama_with_shared_keys(model: Any) -> None
     assert model.generation_config.eos_token_id == [2, 5]
 
 
-def test_it_answers_better_than_chance(model: Any, tokenizer: Any) -> None:
-    """By more than two standard deviations; the card says by how much for each kind of question."""
-    result = examine(model, tokenizer, list(islice(stories(FRESH), 400)), [[0]], seed=0)
-    for answers in (result.all, result.kinds["person"], result.kinds["place"]):
-        share = answers.chance / answers.total
-        spread = math.sqrt(answers.total * share * (1 - share))
-        assert answers.right > answers.chance + 2 * spread
+def exam(kinds: set[str], count: int) -> list[tuple[Story, Question]]:
+    """Draw one question of the given kinds about each of `count` new stories that has one."""
+    random = Random(0)
+    asked = (
+        (story, random.choice(fitting))
+        for story in stories(FRESH)
+        if (fitting := [q for q in story.questions if q.kind in kinds])
+    )
+    return list(islice(asked, count))
+
+
+def test_it_answers_what_one_word_of_a_kind_decides(model: Any, tokenizer: Any) -> None:
+    """Without the story, the best guess would be right once in four times at most."""
+    asked = exam({"animal", "food", "pet", "place", "spot", "weather"}, 150)
+    right = gives_replies(model, tokenizer, [(f"{s.text} {q.text}", q.reply) for s, q in asked])
+    assert right.float().mean() > 0.95
+    # The answer follows the word that decides it.
+    random = Random(1)
+    changed = []
+    for story, q in asked:
+        told_words = re.findall(r"\w+", story.text)
+        word = random.choice([w for w in CLASSES[q.kind] if w not in told_words])
+        reply = q.reply[: q.at[0]] + word + q.reply[q.at[1] :]
+        changed.append((f"{story.retold(q, word)} {q.text}", reply))
+    assert gives_replies(model, tokenizer, changed).float().mean() > 0.95
+
+
+def test_it_tells_persons_apart_better_than_chance(model: Any, tokenizer: Any) -> None:
+    """Two persons are in each story: one that is drawn is right in half of the cases."""
+    asked = exam({"person"}, 150)
+    right = gives_replies(model, tokenizer, [(f"{s.text} {q.text}", q.reply) for s, q in asked])
+    assert all(len(q.choices) == 2 for _, q in asked)
+    assert right.float().mean() > 0.65  # half of 150 draws, and over three standard deviations
+
+
+def test_it_is_examined_on_whole_sentences(model: Any, tokenizer: Any) -> None:
+    fresh = list(islice(stories(FRESH), 60))
+    result = examine(model, tokenizer, fresh, [[0]], seed=0)
+    assert result.all.total == sum(answers.total for answers in result.kinds.values()) == 60
+    assert result.all.right == sum(answers.right for answers in result.kinds.values())
+    assert result.all.right > result.all.chance
+    assert 1 < result.perplexity < 2
+    assert 0 < result.changed.right <= result.changed.total < 60  # persons are not changed
 
 
 def test_its_answer_is_what_it_generates(model: Any, tokenizer: Any) -> None:

@@ -167,9 +167,10 @@ def _turns(*pairs: tuple[str, str]) -> str:
 def practise(model: LlamaForCausalLM, recipe: Recipe, generator: torch.Generator) -> None:
     """Train on random tokens that are said over and over, before any story is read.
 
-    Nothing but looking back can tell how these go on, so that the heads which copy grow within
-    hundreds of steps; from stories alone they take longer than all of this training. (Olsson et
-    al. 2022, "In-context learning and induction heads", describe these heads.)
+    Nothing but looking back can tell how these go on, and every word has to be told apart for it.
+    Stories alone reward that too rarely: words of one class then get nearly equal embeddings, and
+    no answer can be copied. (Olsson et al. 2022, "In-context learning and induction heads",
+    describe the heads that copy.)
 
     Parameters
     ----------
