@@ -14,7 +14,10 @@ import torch
 from torch import Tensor
 
 from xattn.model import Edit, Site
-from xattn.model.tap import Tap, find_backend, interface, softmax
+from xattn.model.attach import find_backend
+from xattn.model.interface import interface
+from xattn.model.softmax import softmax
+from xattn.model.tap import Tap
 
 BEGINNING = "Once upon a time"
 # SHA-256 of the story that llama2.c prints in doc/stories260K.md for greedy decoding: 256 tokens.
