@@ -143,7 +143,9 @@ class Model(Runner):
 
     def probe(self) -> Batch:
         """Return two inputs of different lengths, to try the network on."""
-        return self.batch(images.probe(self) if self.reader is not None else prompts.probe(self))
+        if self.reader is not None:
+            return self.batch(images.probe(self, self._front or 0))
+        return self.batch(prompts.probe(self))
 
     def chain(self, attached: Attached, widths: Sequence[int]) -> tuple[Link, ...]:
         """Return the sites between tokens, given the widths of the probe's streams."""

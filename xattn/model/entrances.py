@@ -69,7 +69,9 @@ class TokenEntrance:
 
     def output(self, inputs: Inputs, embeddings: Tensor) -> Tensor:
         """Return the embeddings, cut to the table's width."""
-        return embeddings[..., : self.module.embedding_dim]
+        return embeddings[
+            ..., : self.module.weight.shape[-1]
+        ]  # a wrapped table has no embedding_dim
 
 
 @dataclass(frozen=True)

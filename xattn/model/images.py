@@ -297,12 +297,15 @@ def _encoded(
     return [_joined(text, picture) for text, picture in zip(texts, seen, strict=True)]
 
 
-def probe(model: Model) -> list[Encoding]:
-    """Return two pictures of noise (with texts of different lengths), without tokens in front."""
+def probe(model: Model, front: int) -> list[Encoding]:
+    """Return two pictures of noise (with texts of different lengths).
+
+    Until the network has told how many tokens stand in `front`, there are none.
+    """
     texts = None
     if model.tokenizer is not None:
         texts = _texts(model, ["a b c d e f g h", "a b c"], truncate=False)
-    return _encoded(model, _noise(2), texts, front=0)
+    return _encoded(model, _noise(2), texts, front)
 
 
 def links(model: Model, attached: Attached, widths: Sequence[int]) -> tuple[int, tuple[Link, ...]]:
