@@ -164,7 +164,7 @@ def explain_aims(
     """
     built = _built(methods)
     if any("attention" in method.declaration.needs for method in built):
-        model.attach()  # the verification is nobody's cost
+        model.verify()  # which is nobody's cost
     results: dict[tuple[int, int], Attribution] = {}
     for positions, batch in model.batches([encoding for encoding, _ in cases]):
         aims = [cases[i][1] for i in positions]

@@ -34,8 +34,8 @@ def buckets(lengths: Sequence[int] | Ints, budget: int) -> list[Ints]:
 
     Examples
     --------
-    >>> buckets([2, 9, 3], budget=10)
-    [array([1]), array([2, 0])]
+    >>> buckets([8, 9, 30], budget=40)
+    [array([2]), array([1, 0])]
     """
     lengths = np.asarray(lengths)
     order = np.argsort(-lengths, kind="stable")

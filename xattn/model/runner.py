@@ -150,6 +150,17 @@ class Runner(ABC):
         """The parameters that the network's ``forward`` names."""
         return frozenset(inspect.signature(self.network.forward).parameters)
 
+    def verify(self) -> None:
+        """Verify everything that tracing relies on, once a model; later calls cost nothing.
+
+        Raises
+        ------
+        AttentionError
+            If the model's attention cannot be reached.
+        """
+        self.attach()
+        _ = self.cut
+
     @cached_property
     def cut(self) -> Site | None:
         """Where the readout is found with a shorter backward pass; see `trace.find_cut`.
