@@ -437,6 +437,7 @@ def _bert(tiny_of: Callable[..., Model]) -> Model:
 @pytest.mark.parametrize("edit", [Suppress("n"), ZeroValues("n"), Uniform(queries="n")])
 def test_unknown_marks_are_refused_before_the_network_runs(demo: Model, edit: Any) -> None:
     batch = marked_batch(demo)
+    demo.attach()  # its verification runs the network
     passes = demo.passes.forward
     with demo.edit(edit):
         with pytest.raises(InputError, match=r"no mark 'n'.*got marks 'first', 'm'"):

@@ -128,7 +128,7 @@ def check(edits: Sequence[Intervenable], layout: Layout, serves: Collection[str]
                 if "probabilities" not in reached
                 else f"attention whose {' and '.join(sorted(missing))} cannot be reached",
                 expected=f"one of {', '.join(sorted(reached))}" if reached else "",
-                remedy="remove or mask tokens instead (xattn evaluate)",
+                remedy="remove or mask tokens instead (xattn compare)",
             )
         if isinstance(edit, Intervention):
             edit.check(layout)
