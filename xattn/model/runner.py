@@ -24,6 +24,7 @@ from xattn.model import batching, borrow, entrances, images, interventions, wrap
 from xattn.model.attach import BACKENDS, Attached, check_same, find_backend
 from xattn.model.entrances import Entrance
 from xattn.model.interventions import Intervenable
+from xattn.model.layers import Layer, find_layers
 from xattn.model.places import Layout
 from xattn.model.tap import Edit, Reading, Site, Tap
 from xattn.model.tasks import Task, get_task, task_of
@@ -324,6 +325,14 @@ class Runner(ABC):
                 remedy="compare what removing tokens does instead",
             )
         return self._links
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers in the order of computation, found once a model; see `layers.find_layers`."""
+        with self.lock:
+            links, probe = self.links(), self.probe()
+            shapes = [(len(probe), width) for width in probe.widths]
+            return find_layers(self.network, links, shapes, lambda: self.logits(probe.inputs))
 
     # ---------------------------------------------------------------- embeddings
 
