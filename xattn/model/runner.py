@@ -22,6 +22,7 @@ from torch import Tensor
 from xattn.errors import AttentionError, InputError, ModelError, XattnWarning
 from xattn.model import batching, borrow, entrances, images, interventions, wrappers
 from xattn.model.attach import BACKENDS, Attached, check_same, find_backend
+from xattn.model.diagnosis import where_not_finite
 from xattn.model.entrances import Entrance
 from xattn.model.interventions import Intervenable
 from xattn.model.layers import Layer, find_layers
@@ -128,9 +129,11 @@ class Runner(ABC):
         self.passes.forward += len(logits)
         if not bool(logits.isfinite().all()):
             bad = int((~logits.flatten(1).isfinite().all(-1)).nonzero()[0])
+            where = where_not_finite(self, inputs)
             raise ModelError(
                 f"the model's logits are not finite at input {bad} of the batch",
-                got=str(logits[bad].flatten()[:8].tolist()),
+                got=str(logits[bad].flatten()[:8].tolist())
+                + (f", arisen in {where}" if where else ""),
                 remedy="check the weights, or use --dtype float32",
             )
         return logits.float()
