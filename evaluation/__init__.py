@@ -14,6 +14,7 @@ from xattn.data import Dataset, load_dataset
 from xattn.evaluation.comparison import Comparison, load
 from xattn.evaluation.faithfulness import METRICS, Measurement, Metric
 from xattn.evaluation.operators import OPERATORS, Operator, get_operator
+from xattn.evaluation.randomisation import randomisation
 from xattn.evaluation.runner import compare
 from xattn.evaluation.scorer import Scorer
 from xattn.evaluation.statistics import Interval, interval, paired_difference
@@ -34,4 +35,5 @@ __all__ = [
     "load",
     "load_dataset",
     "paired_difference",
+    "randomisation",
 ]
