@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from resident import peak
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     GPT2Config,
@@ -90,27 +91,6 @@ def tasks(name: str, length: int) -> dict[str, Callable[[], Any]]:
         return output
 
     return {"bare": bare, "rollout": lambda: Rollout()(model, batch, target), "eager": eager}
-
-
-def status(field: str) -> int:
-    """Return a line of the process's own status in bytes."""
-    with open("/proc/self/status", encoding="ascii") as lines:
-        found = next(line for line in lines if line.startswith(f"{field}:"))
-    return int(found.split()[1]) * 1024
-
-
-def peak(task: Callable[[], Any]) -> int:
-    """Return the peak of resident memory of a call above what is held before it, in bytes."""
-    start = status("VmRSS")
-    try:
-        with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-            file.write("5")  # sets the high-water mark back to what is held now
-    except OSError as error:
-        raise SystemExit(f"the high-water mark of memory cannot be reset here: {error}") from None
-    result = task()
-    high = status("VmHWM")
-    del result
-    return high - start
 
 
 def measure(name: str, length: int, what: str) -> Any:
