@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from xattn.errors import InputError
+from xattn.kinds import Traced
 from xattn.model import Model
 from xattn.model.reduction import Reduction, along_queries
+from xattn.model.trace import Request, Trace
 from xattn.registry import register
-from xattn.types import Batch, Target
+from xattn.types import Batch
 
 
 @register(
@@ -23,7 +25,7 @@ from xattn.types import Batch, Target
     "Translate; questioned by Jain & Wallace 2019, Attention is not Explanation",
 )
 @dataclass(frozen=True)
-class Attention:
+class Attention(Traced):
     """How much the position that the prediction is read from looks at a token, in one layer.
 
     ``s = r · Ā_l``: ``r`` is the readout (see `Model.trace`), ``Ā_l`` the attention of layer
@@ -42,9 +44,18 @@ class Attention:
     layer: int = -1
     head: int | None = None
 
-    def __call__(self, model: Model, batch: Batch, target: Target) -> Tensor:
+    @property
+    def request(self) -> Request:
+        """The head, or the mean of heads, and the readout."""
+        return Request((self._reduction,))
+
+    @property
+    def _reduction(self) -> Reduction:
+        return Reduction(self._pick, along_queries, narrow=True)
+
+    def read(self, model: Model, batch: Batch, trace: Trace) -> Tensor:
         """Return scores ``[batch, token]``."""
-        trace = model.trace(batch, target, reduce=Reduction(self._pick, along_queries, narrow=True))
+        maps = trace.kept[self._reduction]
         scores = torch.zeros(batch.shape, device=model.device)
         for numbers in trace.layers().values():
             count = len(numbers)
@@ -54,7 +65,7 @@ class Attention:
                 )
             number = numbers[self.layer]
             row = trace.readout[:, None, trace.queries(number)]
-            scores[:, trace.keys(number)] += (row @ trace.maps[number].float())[:, 0]
+            scores[:, trace.keys(number)] += (row @ maps[number].float())[:, 0]
         # attention sinks take a share of a row, and a decoder's tokens look at two streams
         return scores / scores.sum(-1, keepdim=True)
 

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from xattn.errors import InputError
+from xattn.kinds import Traced
 from xattn.model import Model
 from xattn.model.reduction import gradient_sums
+from xattn.model.trace import Request, Trace
 from xattn.registry import register
-from xattn.types import Batch, Target
+from xattn.types import Batch
 
 
 @register(
@@ -23,7 +25,7 @@ from xattn.types import Batch, Target
     "Explaining Transformers via Gradient Self-Attention Maps",
 )
 @dataclass(frozen=True)
-class AttentionGradient:
+class AttentionGradient(Traced):
     """Attention to a token, times what that attention does to the target, summed over layers.
 
     ``s_k = Σ_l Σ_h Σ_q A_l[h, q, k] · ∂y/∂A_l[h, q, k]``. The sum runs over all queries: those that
@@ -41,14 +43,18 @@ class AttentionGradient:
     layer: int | None = None
     positive: bool = False
 
-    def __call__(self, model: Model, batch: Batch, target: Target) -> Tensor:
+    @property
+    def request(self) -> Request:
+        """Attention times gradient of each map, summed over heads and queries."""
+        return Request((gradient_sums(positive=self.positive),), readout=False)
+
+    def read(self, model: Model, batch: Batch, trace: Trace) -> Tensor:
         """Return scores ``[batch, token]``."""
-        reduction = gradient_sums(positive=self.positive)
-        trace = model.trace(batch, target, reduce=None, gradients=reduction)
-        scores = torch.zeros(batch.shape, device=model.device)
+        products = trace.kept[gradient_sums(positive=self.positive)]
+        scores = torch.zeros(batch.shape, device=trace.score.device)
         for numbers in trace.layers().values():
             for number in numbers if self.layer is None else [self._chosen(numbers, self.layer)]:
-                scores[:, trace.keys(number)] += trace.gradients[number]
+                scores[:, trace.keys(number)] += products[number]
         return scores
 
     @staticmethod

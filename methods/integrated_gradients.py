@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from xattn.errors import InputError
+from xattn.kinds import Complete
 from xattn.model import Model
+from xattn.model.points import gradients_at
 from xattn.registry import register
 from xattn.types import Batch, Target
 
@@ -24,14 +26,18 @@ from xattn.types import Batch, Target
     citation="Sundararajan, Taly & Yan 2017, Axiomatic Attribution for Deep Networks",
 )
 @dataclass(frozen=True)
-class IntegratedGradients:
+class IntegratedGradients(Complete):
     """The target's change on the way from a text without words, shared out among the tokens.
 
     ``s = Σ_hidden (e − e′) ⊙ ∫₀¹ ∂y/∂e (e′ + α (e − e′)) dα`` (equation 1). ``e`` are the token
     embeddings and ``e′`` the baseline: every token that is not special is replaced. The integral
-    is a Gauss-Legendre sum whose points double until the completeness gap
+    is a Gauss-Legendre sum whose points grow by half until the completeness gap
     ``Σ s − (y(e) − y(e′))`` is under the tolerance. Scores are signed, in the target's unit, and
     sum to ``y(e) − y(e′)``.
+
+    Sequential integrated gradients (Enguehard 2023), whose path moves one token at a time while the
+    others stand, need no sum: along such a path only that token's share is counted, and it is all
+    of the change, so their scores are those of `occlusion` by the baseline's token.
 
     Attributes
     ----------
@@ -72,44 +78,48 @@ class IntegratedGradients:
                 expected="a number above 0",
             )
 
-    def __call__(self, model: Model, batch: Batch, target: Target) -> Tensor:
-        """Return scores ``[batch, token]``."""
+    def attribute(self, model: Model, batch: Batch, target: Target) -> tuple[Tensor, Tensor]:
+        """Return scores ``[batch, token]`` and ``y(e) − y(e′)``, ``[batch]``."""
+        end, start = model.embeddings(batch.inputs), model.baseline(batch, self.baseline)
+        expected = model.score(batch.inputs, target) - model.score(batch.inputs, target, start)
         scores = torch.zeros(batch.shape, device=model.device)
-        expected = self.difference(model, batch, target)
         open_rows = torch.arange(len(batch), device=model.device)
         steps = self.steps
         while len(open_rows):
-            part = self._integral(model, batch, target, open_rows, steps)
+            part = self._integral(model, batch, target, open_rows, steps, (start, end - start))
             scores[open_rows] = part
             wanted = expected[open_rows]
             gap = (part.sum(-1) - wanted).abs()
-            steps *= 2
+            # by half as many again: twice as many cost more than the few gaps that remain
+            steps = math.ceil(1.5 * steps)
             if steps > self.max_steps:
                 break
             open_rows = open_rows[gap > self.tolerance * wanted.abs()]
-        return scores
-
-    def difference(self, model: Model, batch: Batch, target: Target) -> Tensor:
-        """Return ``y(e) − y(e′)``, ``[batch]``: what the scores of each text must sum to."""
-        start = model.baseline(batch, self.baseline)
-        return model.score(batch.inputs, target) - model.score(batch.inputs, target, start)
+        return scores, expected
 
     def _integral(
-        self, model: Model, batch: Batch, target: Target, rows: Tensor, steps: int
+        self,
+        model: Model,
+        batch: Batch,
+        target: Target,
+        rows: Tensor,
+        steps: int,
+        path: tuple[Tensor, Tensor],
     ) -> Tensor:
         """Return the scores of `rows`, ``[row, token]``, with a sum of `steps` points."""
         nodes, weights = np.polynomial.legendre.leggauss(steps)
         alphas = torch.tensor((nodes + 1) / 2, dtype=torch.float32, device=model.device)
         shares = torch.tensor(weights / 2, dtype=torch.float32, device=model.device)
-        end, start = model.embeddings(batch.inputs), model.baseline(batch, self.baseline)
+        start, change = path
         # Every (text, point) is an input of its own; under the budget they share a pass.
-        text, point = rows.repeat_interleave(steps), torch.arange(steps).repeat(len(rows))
-        mean_gradient = torch.zeros_like(end, dtype=torch.float32)
-        size = max(1, model.budget // end.shape[1])
-        for first in range(0, len(text), size):
-            here, at = text[first : first + size], point[first : first + size].to(model.device)
-            embeddings = start[here] + alphas[at, None, None] * (end - start)[here]
-            inputs = {name: tensor[here] for name, tensor in batch.inputs.items()}
-            _, gradient = model.embedding_gradient(inputs, embeddings, target[here])
-            mean_gradient.index_add_(0, here, gradient.float() * shares[at, None, None])
-        return ((end - start)[rows] * mean_gradient[rows]).sum(-1)
+        texts, at = rows.repeat_interleave(steps), alphas.repeat(len(rows))[:, None, None]
+        share = shares.repeat(len(rows))[:, None]
+        scores = torch.zeros(batch.shape, device=model.device)
+
+        def place(some: slice) -> Tensor:
+            return start[texts[some]] + at[some].to(start.dtype) * change[texts[some]]
+
+        for some, _, gradient in gradients_at(model, batch, target, texts, place):
+            parts = (change[texts[some]].float() * gradient).sum(-1)
+            scores.index_add_(0, texts[some], share[some] * parts)
+        return scores[rows]

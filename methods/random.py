@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from xattn.draw import generator
 from xattn.model import Model
 from xattn.registry import register
 from xattn.types import Batch, Target
@@ -27,8 +26,8 @@ class Random:
     Attributes
     ----------
     seed : int
-        Together with the text's token ids it decides the draw, so the scores of a text do not
-        depend on the batch in which it stands.
+        Together with what the model reads of the text it decides the draw, so the scores of a text
+        do not depend on the batch in which it stands.
     """
 
     seed: int = 0
@@ -37,9 +36,6 @@ class Random:
         """Return scores ``[batch, token]``."""
         scores = torch.zeros(batch.shape)
         for i, encoding in enumerate(batch.encodings):
-            first = encoding.row.get("input_ids", next(iter(encoding.row.values())))
-            content = first.tobytes() + str(self.seed).encode()
-            key = int.from_bytes(hashlib.sha256(content).digest()[:8], "big")
-            draw = np.random.default_rng(key).random(len(encoding))
+            draw = generator(encoding, self.seed).random(len(encoding))
             scores[i, torch.from_numpy(batch.columns(i))] = torch.from_numpy(draw).float()
         return scores.to(model.device)

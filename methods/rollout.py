@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from xattn.errors import InputError
+from xattn.kinds import Traced
 from xattn.model import Model
 from xattn.model.reduction import HEAD_MEAN, Reduction
+from xattn.model.trace import Request, Trace
 from xattn.registry import register
-from xattn.types import Batch, Target
+from xattn.types import Batch
 
 
 def _mixture(maps: Tensor, queries: slice) -> Tensor:
@@ -37,7 +39,7 @@ def check_residual(method: str, residual: float) -> None:
     citation="Abnar & Zuidema 2020, Quantifying Attention Flow in Transformers",
 )
 @dataclass(frozen=True)
-class Rollout:
+class Rollout(Traced):
     """Attention followed from the prediction down through all layers, as a chain of mixtures.
 
     ``s = r · M_L · ... · M_1`` (section 3, equation 1), where ``r`` is the readout (see
@@ -58,13 +60,18 @@ class Rollout:
     def __post_init__(self) -> None:
         check_residual("rollout", self.residual)
 
-    def __call__(self, model: Model, batch: Batch, target: Target) -> Tensor:
+    @property
+    def request(self) -> Request:
+        """Head means and the readout."""
+        return Request((MIXTURE,))
+
+    def read(self, model: Model, batch: Batch, trace: Trace) -> Tensor:
         """Return scores ``[batch, token]``."""
-        trace = model.trace(batch, target, reduce=MIXTURE)
+        maps = trace.kept[MIXTURE]
         row = trace.readout[:, None].clone()
         for number in reversed(range(len(trace.links))):
             queries, keys = trace.queries(number), trace.keys(number)
             looking = row[..., queries].clone()
             row[..., queries] *= self.residual
-            row[..., keys] += (1 - self.residual) * (looking @ trace.maps[number])
+            row[..., keys] += (1 - self.residual) * (looking @ maps[number])
         return row[:, 0]

@@ -37,10 +37,28 @@ def test_many_texts_equal_one_by_one(demo: Model) -> None:
 
 def test_passes_are_counted_without_the_verification(tiny_of: Callable[..., Model]) -> None:
     model = tiny_of("bert")
-    rollout, gradient = xattn.explain(model, TEXTS, ["rollout", "attention_gradient"])[:2]
-    assert (rollout.forward_passes, rollout.backward_passes) == (1, 1)
-    assert (gradient.forward_passes, gradient.backward_passes) == (1, 1)
-    assert rollout.seconds > 0
+    for method in ("rollout", "attention_gradient"):
+        item = xattn.explain(model, TEXTS, [method])[0]
+        assert (item.forward_passes, item.backward_passes) == (1, 1)
+        assert item.seconds > 0
+
+
+SHARING = ["saliency", "input_x_gradient", "attention_gradient", "generic_attention",
+           "attention_cat", "rollout"]  # fmt: skip
+
+
+def test_methods_that_read_a_trace_share_its_passes(tiny: Model) -> None:
+    alone = [xattn.explain(tiny, TEXTS, [method]) for method in SHARING]
+    before = tiny.passes.copy()
+    together = xattn.explain(tiny, TEXTS, SHARING)
+    # one pass finds the predictions, another one forward and one backward serve all methods
+    assert tiny.passes.forward - before.forward == 2 * len(TEXTS)
+    assert tiny.passes.backward - before.backward == len(TEXTS)
+    for group, *singles in zip(together.by_text(), *alone, strict=True):
+        assert sum(item.backward_passes for item in group) == pytest.approx(1)
+        for item, single in zip(group, singles, strict=True):
+            largest = np.abs(single.scores).max()
+            np.testing.assert_allclose(item.scores, single.scores, atol=1e-5 * max(1, largest))
 
 
 def test_targets(demo: Model) -> None:

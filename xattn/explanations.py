@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import reduce
+from operator import or_
 from typing import Any, cast, overload
 
 import numpy as np
@@ -14,12 +17,15 @@ from torch import Tensor
 
 from xattn import render
 from xattn.errors import InputError, ModelError
+from xattn.kinds import Complete, Traced
 from xattn.model import Model
+from xattn.model.diagnosis import where_not_finite
 from xattn.model.images import Source
 from xattn.model.prompts import Chat
+from xattn.model.runner import Passes
 from xattn.registry import Completeness, Method
 from xattn.registry import methods as registry
-from xattn.types import Aim, Attribution, Batch, Encoding, Quantity
+from xattn.types import Aim, Attribution, Batch, Encoding, Quantity, Target
 
 DEFAULT_METHODS = ("attention", "rollout", "flow", "integrated_gradients", "attention_gradient")
 
@@ -168,8 +174,8 @@ def explain_aims(
     results: dict[tuple[int, int], Attribution] = {}
     for positions, batch in model.batches([encoding for encoding, _ in cases]):
         aims = [cases[i][1] for i in positions]
-        for number, method in enumerate(built):
-            found = _attribute(model, method, batch, aims, quantity)
+        for number, outcome in _outcomes(model, built, batch, model.target_of(aims, quantity)):
+            found = _attributions(model, built[number], batch, aims, quantity, outcome)
             for position, attribution in zip(positions, found, strict=True):
                 results[position, number] = attribution
         if progress is not None:
@@ -191,19 +197,72 @@ def _encoded(
     return model.encode(inputs, pairs, pictures=pictures, truncate=truncate)
 
 
-def _attribute(
-    model: Model, method: Method, batch: Batch, aims: Sequence[Aim], quantity: Quantity
+@dataclass(frozen=True, eq=False)
+class _Outcome:
+    """What one method said of a batch, and what it cost."""
+
+    scores: Tensor
+    """``[batch, token]``"""
+    expected: Tensor | None
+    """``[batch]``: what the scores must sum to, or None."""
+    seconds: float
+    passes: Passes
+
+
+@dataclass(eq=False)
+class _Meter:
+    """The time and the passes that a block takes."""
+
+    model: Model
+    seconds: float = 0.0
+    passes: Passes = field(default_factory=Passes)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        before, start = self.model.passes.copy(), time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - start
+        self.passes.forward += self.model.passes.forward - before.forward
+        self.passes.backward += self.model.passes.backward - before.backward
+
+
+def _outcomes(
+    model: Model, methods: Sequence[Method], batch: Batch, target: Target
+) -> Iterator[tuple[int, _Outcome]]:
+    """Run all methods on one batch; those that read a trace share one, and its cost."""
+    traced = {i: method for i, method in enumerate(methods) if isinstance(method, Traced)}
+    shared, trace = _Meter(model), None
+    if len(traced) > 1:
+        with shared.running():
+            request = reduce(or_, (method.request for method in traced.values()))
+            trace = model.record(batch, target, request)
+    for number, method in enumerate(methods):
+        own, expected = _Meter(model), None
+        with own.running():
+            if trace is not None and isinstance(method, Traced):
+                scores = method.read(model, batch, trace)
+                own.seconds += shared.seconds / len(traced)
+                own.passes.forward += shared.passes.forward / len(traced)
+                own.passes.backward += shared.passes.backward / len(traced)
+            elif isinstance(method, Complete):
+                scores, expected = method.attribute(model, batch, target)
+            else:
+                scores = method(model, batch, target)
+        if expected is None and method.declaration.total == "difference":
+            expected = cast(Completeness, method).difference(model, batch, target)
+        yield number, _Outcome(scores, expected, own.seconds, own.passes)
+
+
+def _attributions(
+    model: Model,
+    method: Method,
+    batch: Batch,
+    aims: Sequence[Aim],
+    quantity: Quantity,
+    outcome: _Outcome,
 ) -> Iterator[Attribution]:
-    """Run one method on one batch; yield what it says of each text."""
-    target = model.target_of(aims, quantity)
-    before, start = model.passes.copy(), time.perf_counter()
-    scores = method(model, batch, target)
-    seconds = (time.perf_counter() - start) / len(batch)
-    forward = (model.passes.forward - before.forward) / len(batch)
-    backward = (model.passes.backward - before.backward) / len(batch)
-    expected: Tensor | None = None
-    if method.declaration.total == "difference":
-        expected = cast(Completeness, method).difference(model, batch, target)
+    """Check what one method said of a batch; yield what it says of each text."""
+    scores, expected = outcome.scores, outcome.expected
     if scores.shape != batch.shape:
         raise ModelError(
             f"the method {method.name} returned scores of the wrong shape",
@@ -214,11 +273,14 @@ def _attribute(
     for i, (encoding, aim) in enumerate(zip(batch.encodings, aims, strict=True)):
         row = table[i, batch.columns(i)].astype(np.float32)
         if not np.isfinite(row).all():
+            where = where_not_finite(model, batch.inputs, model.target_of(aims, quantity))
             raise ModelError(
                 f"the method {method.name} returned scores that are not finite",
-                got=f"{row[~np.isfinite(row)][0]} in {encoding.text[:60]!r}",
+                got=f"{row[~np.isfinite(row)][0]} in {encoding.text[:60]!r}"
+                + (f", arisen in {where}" if where else ""),
                 remedy="use --dtype float32 or other options of the method",
             )
+        total = float(row.sum(dtype=np.float64))
         yield Attribution(
             text=encoding.text,
             pair=encoding.pair,
@@ -234,10 +296,10 @@ def _attribute(
             prediction=aim.prediction,
             probability=aim.probability,
             signed=method.declaration.signed,
-            gap=None if expected is None else float(row.sum() - float(expected[i])),
-            seconds=seconds,
-            forward_passes=forward,
-            backward_passes=backward,
+            gap=None if expected is None else total - float(expected[i]),
+            seconds=outcome.seconds / len(batch),
+            forward_passes=outcome.passes.forward / len(batch),
+            backward_passes=outcome.passes.backward / len(batch),
         )
 
 

@@ -17,10 +17,11 @@ from xattn.errors import AttentionError, InputError, ModelError, UnknownNameErro
 from xattn.model import batching, encoding, entrances, generation, images, prompts, provenance
 from xattn.model.attach import Attached
 from xattn.model.entrances import Entrance
+from xattn.model.memory import tokens_within
 from xattn.model.reduction import WHOLE, GradientReduction, Reduction
 from xattn.model.runner import Runner
 from xattn.model.tasks import Question
-from xattn.model.trace import Link, Trace, chain, maps_of, take
+from xattn.model.trace import Link, Request, Trace, chain, maps_of, record, take
 from xattn.types import Aim, AttentionMaps, Batch, Encoding, Quantity, Row, Target
 from xattn.types import Link as OutputLink
 
@@ -44,6 +45,9 @@ class Model(Runner):
         Commit of a model from the Hub.
     budget : int
         Tokens that go through the network together; see `batching.buckets`.
+    memory : float, optional
+        GiB that the activations of a forward and a backward pass may take: the budget then follows
+        from what the network holds for a token of a long text.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class Model(Runner):
         name: str = "",
         revision: str | None = None,
         budget: int = 2048,
+        memory: float | None = None,
     ) -> None:
         super().__init__(network, tokenizer, task, name)
         self.revision = revision
@@ -65,6 +70,8 @@ class Model(Runner):
         masked = "attention_mask" in self.input_names or self.tokenizer is None
         self.budget = budget if masked else 0
         self._front: int | None = None
+        if memory is not None and masked:
+            self.budget = tokens_within(self, memory)
 
     def _class_names(self) -> tuple[str, ...]:
         if not self.task.classes:
@@ -379,6 +386,13 @@ class Model(Runner):
         the target is differentiated by the maps, too.
         """
         return take(self, batch, target, reduce=reduce, gradients=gradients)
+
+    def record(self, batch: Batch, target: Target, request: Request) -> Trace:
+        """Run forward once and backward once, recording all that several methods ask for.
+
+        See `xattn.model.trace.record`.
+        """
+        return record(self, batch, target, request)
 
     def attention(
         self, encodings: Sequence[Encoding], stack: str | None = None

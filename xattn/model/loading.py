@@ -51,6 +51,7 @@ def load(
     device: str = "cpu",
     dtype: str = "float32",
     revision: str | None = None,
+    memory: float | None = None,
 ) -> Model:
     """Load a model and what reads its inputs: a tokenizer, an image processor, or both.
 
@@ -73,6 +74,8 @@ def load(
         ``float32``, ``bfloat16`` or ``float16``.
     revision : str, optional
         Branch, tag or commit of a model on the Hub.
+    memory : float, optional
+        GiB that the activations of one forward and backward pass may take; see `Model`.
 
     Returns
     -------
@@ -143,7 +146,8 @@ def load(
             got=f"a vocabulary of {len(texts)} special tokens",
             remedy="save the tokenizer into the folder of the model",
         )
-    if wrappers.device(network) != place:  # quantised networks cannot be moved
+    shown_as = {"name": shown, "revision": revision or found}
+    return Model(network, tokenizer, task=chosen.name, memory=memory, **shown_as)
         network = network.to(place)
     found = getattr(config, "_commit_hash", None)
     return Model(network, tokenizer, task=chosen.name, name=shown, revision=revision or found)

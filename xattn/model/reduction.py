@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -136,6 +137,7 @@ def key_mass(marked: Tensor) -> Reduction:
     return Reduction(each, lambda parts: torch.cat(list(parts), -1), narrow=True)
 
 
+@cache
 def gradient_sums(*, positive: bool = False) -> GradientReduction:
     """Keep attention times gradient, summed over heads and queries: ``[batch, key]`` float32.
 
@@ -150,3 +152,12 @@ def gradient_sums(*, positive: bool = False) -> GradientReduction:
         return (product.clamp(min=0) if positive else product).sum((1, 2))
 
     return GradientReduction(each, total, narrow=True)
+
+
+def _relevance(maps: Tensor, gradients: Tensor, queries: slice) -> Tensor:
+    return (maps.float() * gradients.float()).clamp(min=0).mean(1)
+
+
+RELEVANCE = GradientReduction(_relevance, along_queries, narrow=True)
+"""The mean over heads of attention times gradient where that is positive, ``[batch, query, key]``
+float32 (Chefer et al. 2021, equation 5)."""

@@ -37,8 +37,8 @@ from xattn.types import Batch, Target
 class Passes:
     """How many inputs went forward and backward through the network so far."""
 
-    forward: int = 0
-    backward: int = 0
+    forward: float = 0
+    backward: float = 0
 
     def copy(self) -> Passes:
         """Return the counts as they stand now."""
@@ -76,6 +76,8 @@ class Runner(ABC):
         self.tokenizer, self.reader = images.parts(tokenizer, self.task)
         self.name = name or type(network).__name__
         self.passes = Passes()
+        self.budget = 1
+        """Tokens that go through the network together."""
         self.input_names = images.input_names(self)
         # The model's own padding id counts, not the tokenizer's: decoder heads look for it.
         self.pad_id: int | None = getattr(network.config.get_text_config(), "pad_token_id", None)
@@ -371,7 +373,7 @@ class Runner(ABC):
                 replaced = entrances.side_by_side(parts)
         return torch.where(batch.special[:, :, None], actual, replaced)
 
-    def _embedded(
+    def embedded(
         self, inputs: Mapping[str, Tensor], embeddings: Tensor
     ) -> AbstractContextManager[None]:
         """Return a context in which the entrances return `embeddings` of all streams."""
@@ -400,7 +402,7 @@ class Runner(ABC):
             ``[batch, token, hidden]``.
         """
         leaf = embeddings.detach().requires_grad_()
-        with torch.enable_grad(), self.borrowed(inputs), self._embedded(inputs, leaf):
+        with torch.enable_grad(), self.borrowed(inputs), self.embedded(inputs, leaf):
             score = self.value(inputs, target)
             (gradient,) = self.backward(score, [leaf])
         return score.detach(), gradient
@@ -409,6 +411,6 @@ class Runner(ABC):
         self, inputs: Mapping[str, Tensor], target: Target, embeddings: Tensor | None = None
     ) -> Tensor:
         """Return the target ``[batch]``, optionally with other token embeddings."""
-        swap = nullcontext() if embeddings is None else self._embedded(inputs, embeddings)
+        swap = nullcontext() if embeddings is None else self.embedded(inputs, embeddings)
         with torch.no_grad(), self.borrowed(inputs), swap:
             return self.value(inputs, target)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,6 +83,34 @@ def readouts(links: Sequence[Link]) -> tuple[Link, ...]:
     return tuple(last.values())
 
 
+@dataclass(frozen=True)
+class Request:
+    """What shall be recorded in one forward and one backward pass; requests add up by ``|``."""
+
+    reductions: tuple[Reduction | GradientReduction, ...] = ()
+    """What is kept of each map."""
+    embeddings: bool = False
+    """Whether the embeddings are kept, and the derivative of the target by them."""
+    layers: bool = False
+    """Whether what each layer returns is kept, and the derivative of the target by it."""
+    readout: bool = True
+    """Whether it is found out where the prediction is read from."""
+
+    def __or__(self, other: Request) -> Request:
+        """Return a request for both, what they share once."""
+        return Request(
+            tuple(dict.fromkeys((*self.reductions, *other.reductions))),
+            self.embeddings or other.embeddings,
+            self.layers or other.layers,
+            self.readout or other.readout,
+        )
+
+    @property
+    def graded(self) -> bool:
+        """Whether the target is differentiated by maps."""
+        return any(isinstance(reduction, GradientReduction) for reduction in self.reductions)
+
+
 @dataclass(frozen=True, eq=False)
 class Trace:
     """Attention maps of one batch, and where its predictions are read from.
@@ -101,7 +129,15 @@ class Trace:
     gradients: tuple[Tensor, ...]
     """Per site the derivative of the target by the map, same shape; empty if not asked for."""
     readout: Tensor
-    """``[batch, token]``: where the prediction is read from; rows sum to 1, 0 at padding."""
+    """``[batch, token]``: where the prediction is read from; rows sum to 1, 0 at padding. Zeros if
+    not asked for."""
+    kept: Mapping[Reduction | GradientReduction, tuple[Tensor, ...]] = field(default_factory=dict)
+    """What each reduction of a request left of each map."""
+    embeddings: tuple[Tensor, Tensor] | None = None
+    """The embeddings ``[batch, token, hidden]`` and the derivative of the target by them."""
+    layers_out: tuple[tuple[Tensor, Tensor], ...] = ()
+    """What each layer returned, ``[batch, token of its stream, hidden]``, and the derivative of the
+    target by it; in the order of `Runner.layers`."""
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -158,69 +194,119 @@ def take(
     """
     if gradients is True and reduce is not WHOLE:
         raise ValueError("gradients are taken of whole maps: do not reduce them")
-    if gradients and model.attach().backend == "maps":
+    wanted = [r for r in (reduce, gradients) if isinstance(r, Reduction | GradientReduction)]
+    if gradients is True:
+        return record(model, batch, target, Request(), whole=True)
+    trace = record(model, batch, target, Request(tuple(wanted)))
+    return replace(
+        trace,
+        maps=() if reduce is None else trace.kept[reduce],
+        gradients=trace.kept[gradients] if isinstance(gradients, GradientReduction) else (),
+    )
+
+
+def record(
+    model: Runner, batch: Batch, target: Target, request: Request, *, whole: bool = False
+) -> Trace:
+    """Run forward once and backward as far as needed, recording what is asked for.
+
+    The readout is found by gradient; see `take`.
+
+    Parameters
+    ----------
+    batch : Batch
+    target : Target
+    request : Request
+    whole : bool
+        Also keep whole maps and the derivatives by them.
+
+    Raises
+    ------
+    AttentionError
+        If the model's attention cannot be reached, or its maps carry no gradients.
+    """
+    if not (request.reductions or request.readout or request.layers or whole):
+        return _run(model, batch, target, request, {}, whole=False)
+    if (whole or request.graded) and model.attach().backend == "maps":
         raise AttentionError(
             f"the attention maps of {type(model.network).__name__} carry no gradients",
             got="maps that can only be read",
             remedy="use a method that needs no gradients of attention, such as attention",
         )
     with model.lock:
-        at = {link: link.site for link in readouts(model.links())}
+        at = {link: link.site for link in readouts(model.links())} if request.readout else {}
         cut = model.cut
-        # gradients of maps need the whole graph anyway; so do targets that are read in many places
-        if cut is not None and not gradients and target.weight is None:
+        # who needs more than the readout needs the whole graph; so do targets read in many places
+        short = not (whole or request.graded or request.embeddings or request.layers)
+        if at and cut is not None and short and target.weight is None:
             [link] = at
-            trace = _run(model, batch, target, reduce, gradients, {link: cut})
+            trace = _run(model, batch, target, request, {link: cut}, whole=whole)
             if bool(((trace.readout > 0).sum(-1) == 1).all()):
                 return trace
             # several positions: how much each counts is said by the last attention only
-        return _run(model, batch, target, reduce, gradients, at)
+        return _run(model, batch, target, request, at, whole=whole)
 
 
 def _run(
     model: Runner,
     batch: Batch,
     target: Target,
-    reduce: Reduction | None,
-    gradients: bool | GradientReduction,
+    request: Request,
     at: Mapping[Link, Site],
+    *,
+    whole: bool,
 ) -> Trace:
-    """Do what `take` says, with the readout of each stream found at the output of a module."""
-    links = model.links()
+    """Do what `record` says, with the readout of each stream found at the output of a module."""
+    links = model.links() if at or request.reductions or request.layers or whole else ()
     sizes = {link.site: (batch.widths[link.queries], batch.widths[link.keys]) for link in links}
     maps: dict[Site, Tensor] = {}
-    products: dict[Site, Tensor] = {}
+    kept: dict[Reduction | GradientReduction, dict[Site, Tensor]] = {
+        reduction: {} for reduction in request.reductions
+    }
 
-    def record(site: Site, probabilities: Tensor) -> Tensor:
+    def note(site: Site, probabilities: Tensor) -> Tensor:
         # frozen parameters: the first map depends on nothing that has a gradient
         if site in sizes and not probabilities.requires_grad:
             probabilities = probabilities.detach().requires_grad_()
         maps[site] = probabilities
         return probabilities
 
-    recordings = [Edit(probabilities=record)] if gradients is True else []
-    readings = []
-    if reduce is not None and gradients is not True:
-        readings.append(Reading(reduce, maps.__setitem__, sizes))
-    if isinstance(gradients, GradientReduction):
-        readings.append(Reading(gradients, products.__setitem__, sizes))
+    recordings = [Edit(probabilities=note)] if whole else []
+    readings = [Reading(reduce, kept[reduce].__setitem__, sizes) for reduce in request.reductions]
+    passed = [layer.site for layer in model.layers] if request.layers else []
     with ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
         tap = stack.enter_context(model.borrowed(batch.inputs, recordings, readings))
+        leaves = []
+        if request.embeddings:
+            leaves.append(model.embeddings(batch.inputs).requires_grad_())
+            stack.enter_context(model.embedded(batch.inputs, leaves[0]))
+        out = [stack.enter_context(borrow.output_of(model.network, site)) for site in passed]
         last = [stack.enter_context(borrow.output_of(model.network, site)) for site in at.values()]
         score = model.value(batch.inputs, target)
-        kept = [maps[link.site] for link in links if maps]
-        sources = [*(kept if gradients is True else tap.sources if tap is not None else ())]
-        found = model.backward(score, [*sources, *(held[0] for held in last)])
+        groups = [
+            [maps[link.site] for link in links] if whole else [],
+            leaves,
+            [held[0] for held in out],
+            [held[0] for held in last],
+            tap.sources if tap is not None else [],
+        ]
+        ends = np.cumsum([len(group) for group in groups]).tolist()
+        sources = [source for group in groups for source in group]
+        found = model.backward(score, sources) if sources else ()
+    slopes = [found[end - len(group) : end] for group, end in zip(groups, ends, strict=True)]
     return Trace(
         score=score.detach(),
         links=links,
         streams=batch.streams,
-        maps=tuple(m.detach() for m in kept),
-        gradients=found[: len(kept)]
-        if gradients is True
-        else tuple(products[link.site] for link in links if products),
-        readout=_readout(batch, dict(zip(at, found[-len(last) :], strict=True))),
+        maps=tuple(m.detach() for m in groups[0]),
+        gradients=slopes[0],
+        readout=_readout(batch, dict(zip(at, slopes[3], strict=True)))
+        if at
+        else torch.zeros(batch.shape, device=score.device),
+        kept={r: tuple(by[link.site] for link in links) for r, by in kept.items()},
+        embeddings=(leaves[0].detach(), slopes[1][0]) if leaves else None,
+        layers_out=tuple((h.detach(), g) for h, g in zip(groups[2], slopes[2], strict=True)),
     )
 
 

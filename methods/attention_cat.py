@@ -1,0 +1,70 @@
+"""AttCAT: attentive class activation tokens, representations times gradient seen by attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from xattn.errors import InputError
+from xattn.kinds import Traced
+from xattn.model import Model
+from xattn.model.reduction import HEAD_MEAN
+from xattn.model.trace import Request, Trace
+from xattn.registry import register
+from xattn.types import Batch
+
+
+@register(
+    "attention_cat",
+    signed=True,
+    total="free",
+    needs={"attention", "gradients"},
+    citation="Qiang et al. 2022, AttCAT: Explaining Transformers via Attentive Class Activation "
+    "Tokens (NeurIPS)",
+)
+@dataclass(frozen=True)
+class AttentionCat(Traced):
+    """What each layer's representation of a token does for the target, weighted by attention.
+
+    ``s = Σ_l E_h[A_l] · c_l`` with ``c_l = Σ_hidden ∂y/∂h_l ⊙ h_l`` (equations 6 to 8), where
+    ``h_l`` is what layer ``l`` returns and ``A_l`` its self-attention. In encoder-decoders each
+    stream is weighted by its own self-attention: an extension. Scores are signed, in the target's
+    unit.
+
+    Attributes
+    ----------
+    along : {"query", "key"}
+        What attention weights: ``query`` is the published product ``A · c``, a token collects from
+        those it looks at; with ``key`` its own ``c`` is multiplied by all the attention it gets.
+    """
+
+    along: Literal["query", "key"] = "query"
+
+    def __post_init__(self) -> None:
+        if self.along not in ("query", "key"):
+            raise InputError(
+                "along of attention_cat", got=repr(self.along), expected="query or key"
+            )
+
+    @property
+    def request(self) -> Request:
+        """Head means, and what the layers return with its derivative."""
+        return Request((HEAD_MEAN,), layers=True, readout=False)
+
+    def read(self, model: Model, batch: Batch, trace: Trace) -> Tensor:
+        """Return scores ``[batch, token]``."""
+        maps = trace.kept[HEAD_MEAN]
+        scores = torch.zeros(batch.shape, device=trace.score.device)
+        for layer, (hidden, slope) in zip(model.layers, trace.layers_out, strict=True):
+            [own] = [i for i in layer.links if trace.links[i].queries == trace.links[i].keys]
+            here = batch.streams[layer.stream]
+            activation = (hidden.float() * slope.float()).sum(-1)
+            if self.along == "query":
+                scores[:, here] += (maps[own] @ activation[..., None])[..., 0]
+            else:
+                real = batch.real[:, here].float()
+                scores[:, here] += activation * (real[:, None] @ maps[own])[:, 0]
+        return scores
