@@ -146,11 +146,17 @@ def load(
             got=f"a vocabulary of {len(texts)} special tokens",
             remedy="save the tokenizer into the folder of the model",
         )
-    shown_as = {"name": shown, "revision": revision or found}
-    return Model(network, tokenizer, task=chosen.name, memory=memory, **shown_as)
+    if wrappers.device(network) != place:  # quantised networks cannot be moved
         network = network.to(place)
     found = getattr(config, "_commit_hash", None)
-    return Model(network, tokenizer, task=chosen.name, name=shown, revision=revision or found)
+    return Model(
+        network,
+        tokenizer,
+        task=chosen.name,
+        name=shown,
+        revision=revision or found,
+        memory=memory,
+    )
 
 
 def _reader(task: Task, name: str, revision: str | None) -> Any:
