@@ -13,11 +13,11 @@ made of the scores.
 from xattn.data import Dataset, load_dataset
 from xattn.evaluation.comparison import Comparison, load
 from xattn.evaluation.faithfulness import METRICS, Measurement, Metric
-from xattn.evaluation.operators import OPERATORS, Operator, get_operator
 from xattn.evaluation.randomisation import randomisation
 from xattn.evaluation.runner import compare
-from xattn.evaluation.scorer import Scorer
 from xattn.evaluation.statistics import Interval, interval, paired_difference
+from xattn.model.operators import OPERATORS, Operator, get_operator
+from xattn.model.scorer import Scorer
 
 __all__ = [
     "METRICS",

@@ -9,9 +9,9 @@ import numpy as np
 
 from xattn.evaluation.curves import eraser_counts, kept, steps
 from xattn.evaluation.faithfulness import Measurement
-from xattn.evaluation.operators import Operator
-from xattn.evaluation.scorer import Scorer
 from xattn.model import Model
+from xattn.model.operators import Operator
+from xattn.model.scorer import Scorer
 from xattn.types import Curve, Encoding, Floats, Ints, Row
 
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from xattn.evaluation.curves import steps
-from xattn.evaluation.operators import Operator
-from xattn.evaluation.scorer import Scorer
+from xattn.model.operators import Operator
+from xattn.model.scorer import Scorer
 from xattn.types import Bools, Encoding, Floats, Ints, Row
 
 

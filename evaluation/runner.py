@@ -25,10 +25,10 @@ from xattn.evaluation import curves, oracle
 from xattn.evaluation.comparison import GRID, Comparison
 from xattn.evaluation.deletion import Deletion, measure
 from xattn.evaluation.faithfulness import METRICS, Measurement
-from xattn.evaluation.operators import Operator, get_operators
-from xattn.evaluation.scorer import Scorer
-from xattn.explanations import explain, parameters
+from xattn.explanations import ALL, expanded, explain, parameters, refusals
 from xattn.model import Model
+from xattn.model.operators import Operator, get_operators
+from xattn.model.scorer import Scorer
 from xattn.registry import Method, methods
 from xattn.types import Attribution, Encoding, Ints
 
@@ -170,8 +170,9 @@ def compare(
     model : Model
     dataset : Dataset
     methods : sequence of str, optional
-        Names, or names with options (``"rollout:residual=0.3"``); all registered ones by default.
-        ``random`` and ``oracle``, the yardsticks, are always added.
+        Names, or names with options (``"rollout:residual=0.3"``); ``all``, the default, stands for
+        every registered one that takes the model and the longest text. ``random`` and ``oracle``,
+        the yardsticks, are always added.
     operators : sequence of str, optional
         What removing a token means; see `xattn.evaluation.OPERATORS`. By default ``delete`` and
         ``mask``, or ``attention-mask`` where the tokenizer has no mask token.
@@ -226,10 +227,14 @@ def compare(
         raise InputError("no operator is named", expected="one or more, for example delete")
     scorer = Scorer(model) if scorer is None else scorer
     number = None if label is None else model.label_id(label)
-    run = Run(scorer, built, chosen, number, seed)
     encodings = model.encode(dataset.texts, dataset.pairs, truncate=truncate)
     if not encodings:
         raise InputError("no text is given", expected="a data set of one or more")
+    longest = [max(encodings, key=len)]
+    every = methods is None or ALL in methods
+    refused = refusals(model, longest, list(built.values()), label=number) if every else {}
+    built = {name: method for name, method in built.items() if method not in refused}
+    run = Run(scorer, built, chosen, number, seed)
     for operator in chosen:  # a tokenizer without a mask token is better found out now
         operator(model, encodings[0].row, encodings[0].special[None])
     for part in chunks(encodings):
@@ -238,6 +243,7 @@ def compare(
             progress(part.stop, len(encodings))
     provenance = {
         **_circumstances(run, dataset),
+        "refused": {method.name: why for method, why in refused.items()},
         "date": date.isoformat(timespec="seconds"),
         "command": command,
         "seconds": {"total": time.perf_counter() - start, **run.seconds},
@@ -247,7 +253,7 @@ def compare(
 
 def _build(specs: Sequence[str] | None, seed: int) -> dict[str, Method]:
     """Return the methods by their display names, random among them."""
-    names = dict.fromkeys(methods.names() if specs is None else specs)
+    names = dict.fromkeys(expanded([ALL] if specs is None else specs))
     names.pop(ORACLE, None)  # always there, and no method
     names[RANDOM] = None
     return {

@@ -18,7 +18,7 @@ from xattn import files
 from xattn.effects import effect
 from xattn.errors import InputError, XattnError
 from xattn.evaluation import compare, load_dataset
-from xattn.explanations import DEFAULT_METHODS, explain
+from xattn.explanations import DEFAULT_METHODS, expanded, explain
 from xattn.model import AblateHeads, Boost, Scale, Suppress, Uniform, ZeroValues, load, mark
 from xattn.model.interventions import Intervenable
 from xattn.options import (
@@ -29,6 +29,7 @@ from xattn.options import (
     DeviceOption,
     DtypeOption,
     LabelOption,
+    MemoryOption,
     MethodsOption,
     ModelOption,
     NewTokensOption,
@@ -53,14 +54,14 @@ from xattn.report import maps as map_pages
 from xattn.report import page, tokens
 from xattn.terminal import (
     console,
-    in_unit,
     say_written,
     show_attributions,
     show_effect,
     show_leaderboard,
+    spans_of,
     to_json,
 )
-from xattn.types import Quantity
+from xattn.types import Quantity, Unit
 
 # Attention in the first layer beside the last: the report says if the result turns on the choice.
 COMPARED = (*DEFAULT_METHODS, "attention:layer=0")
@@ -144,17 +145,18 @@ def explain_command(
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "float32",
     revision: RevisionOption = None,
+    memory: MemoryOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Explain the prediction on one text or picture by one or more methods."""
     text = text_or_example(text, task)
     specs = chosen_methods(methods, DEFAULT_METHODS)
-    for spec in specs:
+    for spec in expanded(specs):
         registry.build(spec)  # before the model is loaded: a misspelt name shall cost no time
     one_of("--quantity", quantity, get_args(Quantity))
     check_unit(unit)
     check_outputs(png, html, json)
-    loaded = load(model, task=task, device=device, dtype=dtype, revision=revision)
+    loaded = load(model, task=task, device=device, dtype=dtype, revision=revision, memory=memory)
     result = explain(
         loaded,
         [[{"role": "user", "content": text}] if chat else text],
@@ -165,18 +167,18 @@ def explain_command(
         against=against,
         at=at,
         quantity=cast(Quantity, quantity),
+        unit=spans_of(unit) or cast(Unit, unit),
         truncate=truncate,
         max_new_tokens=new_tokens,
     )
-    shown = [in_unit(item, unit) for item in result]
     for group in result.by_text():
-        show_attributions([in_unit(item, unit) for item in group])
+        show_attributions(group)
     if html is not None:
-        files.write_text(html, tokens.render_attributions_html(shown))
+        files.write_text(html, tokens.render_attributions_html(list(result)))
     if png is not None:
-        tokens.render_attributions_png(shown, png)
+        tokens.render_attributions_png(list(result), png)
     if json is not None:
-        files.write_text(json, to_json(shown))
+        files.write_text(json, to_json(list(result)))
     say_written(html, png, json)
 
 
@@ -237,7 +239,7 @@ def edit_command(
     """Change attention on one text and show prediction and explanation before and after."""
     text = text_or_example(text, task)
     specs = chosen_methods(methods, ["attention_gradient", "integrated_gradients"])
-    for spec in specs:
+    for spec in expanded(specs):
         registry.build(spec)
     check_unit(unit)
     where: dict[str, Any] = {
@@ -318,11 +320,12 @@ def compare_command(
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "float32",
     revision: RevisionOption = None,
+    memory: MemoryOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Compare methods by deletion curves on a data set and write a report."""
     specs = chosen_methods(methods, COMPARED)
-    for spec in specs:
+    for spec in expanded(specs):
         registry.build(spec)
     files.require_writable(out)
     dataset = load_dataset(
@@ -332,7 +335,7 @@ def compare_command(
         label_column=label_column,
         limit=limit,
     )
-    loaded = load(model, device=device, dtype=dtype, revision=revision)
+    loaded = load(model, device=device, dtype=dtype, revision=revision, memory=memory)
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),

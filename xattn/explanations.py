@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import reduce
 from operator import or_
-from typing import Any, cast, overload
+from typing import Any, TypeVar, cast, overload
 
 import numpy as np
 import pandas as pd
 from torch import Tensor
 
 from xattn import render
-from xattn.errors import InputError, ModelError
+from xattn.errors import AttentionError, InputError, ModelError, XattnWarning
 from xattn.kinds import Complete, Traced
 from xattn.model import Model
 from xattn.model.diagnosis import where_not_finite
@@ -25,8 +26,12 @@ from xattn.model.prompts import Chat
 from xattn.model.runner import Passes
 from xattn.registry import Completeness, Method
 from xattn.registry import methods as registry
-from xattn.types import Aim, Attribution, Batch, Encoding, Quantity, Target
+from xattn.types import Aim, Attribution, Batch, Encoding, Quantity, Target, Unit
 
+T = TypeVar("T")
+
+ALL = "all"
+"""Stands for every registered method that takes the model and the texts."""
 DEFAULT_METHODS = ("attention", "rollout", "flow", "integrated_gradients", "attention_gradient")
 
 
@@ -83,6 +88,7 @@ def explain(
     against: str | int | None = None,
     at: str | int | None = None,
     quantity: Quantity = "logit",
+    unit: Unit | Sequence[tuple[int, int]] = "token",
     truncate: bool = False,
     max_new_tokens: int = 16,
     progress: Callable[[int], None] | None = None,
@@ -96,7 +102,9 @@ def explain(
         For models that generate also chats: lists of messages with ``role`` and ``content``. For
         models that see, pictures: files, PIL images or arrays ``[row, column, 3]`` of uint8.
     methods : sequence of str or Method
-        Names, names with options (``"rollout:residual=0.3"``) or instances.
+        Names, names with options (``"rollout:residual=0.3"``) or instances; ``all`` for every
+        registered one that takes the model and the longest of the texts, with a warning of the
+        others.
     pairs : sequence of str, optional
         The second text of each pair; the continuation, for models that generate.
     pictures : sequence, optional
@@ -108,6 +116,9 @@ def explain(
         Where the prediction is read; see `Model.aims`. A text that is asked at several places has
         an explanation for each.
     quantity : {"logit", "log_probability", "probability"}
+    unit : {"token", "word", "sentence"} or sequence of (int, int)
+        What gets a score; or spans of characters, beside which tokens stay alone. Methods that
+        remove parts of the text remove whole units; the scores of the others are summed.
     truncate : bool
         Cut texts that are too long instead of refusing them.
     max_new_tokens : int
@@ -135,20 +146,72 @@ def explain(
     'negative'
     """
     built = _built(methods)
+    every = ALL in methods
     if not len(texts):
         raise InputError("no text is given", expected="one or more")
     encodings = _encoded(model, texts, pairs, pictures, truncate)
     if model.task.name == "generate" and at != "next" and all(e.pair is None for e in encodings):
         encodings = model.generate(encodings, max_new_tokens)
+    if unit != "token":
+        encodings = [encoding.in_units(unit) for encoding in encodings]
     asked = model.aims(encodings, label, against, at)
     cases = [(e, aim) for e, aims in zip(encodings, asked, strict=True) for aim in aims]
-    return explain_aims(model, cases, built, quantity, progress)
+    if every:
+        longest = max(cases, key=lambda case: len(case[0]))
+        refused = _refused(model, longest, built, quantity)
+        built = [method for method in built if method not in refused]
+    result = explain_aims(model, cases, built, quantity, progress)
+    if unit == "token":
+        return result
+    return Explanations([item.grouped(unit) for item in result], len(built))
+
+
+def expanded(methods: Sequence[T]) -> list[T | str]:
+    """Return the methods that are named, ``all`` replaced by the names of all that are registered.
+
+    Examples
+    --------
+    >>> "rollout" in expanded(["all"])
+    True
+    """
+    return [name for m in methods for name in (registry.names() if m == ALL else [m])]
+
+
+def refusals(
+    model: Model,
+    encodings: Sequence[Encoding],
+    methods: Sequence[Method],
+    *,
+    label: str | int | None = None,
+) -> dict[Method, str]:
+    """Return which methods refuse a model or its texts, with what they say; and warn of each.
+
+    Who asks for all methods asks for those that there are for this model and these texts.
+    """
+    refused: dict[Method, str] = {}
+    for encoding, [aim] in zip(encodings, model.aims(encodings, label), strict=True):
+        refused.update(_refused(model, (encoding, aim), methods, "logit"))
+    return refused
+
+
+def _refused(
+    model: Model, case: tuple[Encoding, Aim], methods: Sequence[Method], quantity: Quantity
+) -> dict[Method, str]:
+    refused: dict[Method, str] = {}
+    for method in methods:
+        try:
+            explain_aims(model, [case], [method], quantity)
+        except (InputError, ModelError, AttentionError) as error:
+            refused[method] = str(error)
+            warnings.warn(f"{method.name} is left out: {error}", XattnWarning, stacklevel=3)
+    return refused
 
 
 def _built(methods: Sequence[str | Method]) -> list[Method]:
     if not methods:
         raise InputError("no method is named", expected="one or more", remedy="see xattn methods")
-    return [registry.build(m) if isinstance(m, str) else m for m in methods]
+    built = [registry.build(m) if isinstance(m, str) else m for m in expanded(methods)]
+    return list(dict.fromkeys(built)) if ALL in methods else built
 
 
 def explain_aims(

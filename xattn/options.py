@@ -11,7 +11,6 @@ import typer
 
 from xattn import files
 from xattn.errors import InputError
-from xattn.registry import methods as registry
 from xattn.terminal import spans_of
 
 REVIEW = "The plot is thin and the jokes are old, but the two leads are a constant delight."
@@ -48,6 +47,14 @@ ModelOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, mps or auto.")]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
+MemoryOption = Annotated[
+    float | None,
+    typer.Option(
+        "--memory",
+        help="GiB that the activations of one pass may take; smaller batches follow.",
+        show_default="batches of 2048 tokens",
+    ),
+]
 RevisionOption = Annotated[str | None, typer.Option("--revision", help="Of a model on the Hub.")]
 TaskOption = Annotated[
     str | None,
@@ -109,8 +116,7 @@ def chosen_methods(options: list[str] | None, default: Sequence[str]) -> list[st
     specs = [s.strip() for o in options for s in re.split(r",(?!\s*\w+\s*=)", o) if s.strip()]
     if not specs:
         raise InputError("no method is named", expected="one or more", remedy="see xattn methods")
-    chosen = [name for s in specs for name in (registry.names() if s == "all" else [s])]
-    return list(dict.fromkeys(chosen))
+    return list(dict.fromkeys(specs))
 
 
 def numbers(option: str, value: str | None) -> list[int] | None:

@@ -57,6 +57,8 @@ class Declaration:
     """What the model must offer."""
     citation: str
     """Authors, year and title of the source."""
+    units: int | None = None
+    """The most units that a text may have; None for any number."""
 
 
 class Method(Protocol):
@@ -107,6 +109,7 @@ class Registry:
         total: Total,
         needs: Iterable[Need] = (),
         citation: str,
+        units: int | None = None,
     ) -> Callable[[Class], Class]:
         """Return a class decorator that adds the class under `name` with its declaration.
 
@@ -134,7 +137,7 @@ class Registry:
                 )
             cls.name = name  # type: ignore[attr-defined]
             cls.declaration = Declaration(  # type: ignore[attr-defined]
-                signed, total, frozenset(needs), citation
+                signed, total, frozenset(needs), citation, units
             )
             self._classes[name] = cls
             return cls

@@ -10,7 +10,7 @@ A plug-in's author runs it on an own method with three lines::
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -35,6 +35,8 @@ PICTURES = tuple(
 
 INVARIANCE = 1e-5
 """Largest change of a score, relative to the largest (at least 1), by padding or batching."""
+FEW = 6
+"""Units of the inputs of methods that go through all coalitions."""
 COMPLETENESS = 0.05
 """Largest completeness gap, relative to the difference that the scores must sum to, or to a tenth
 of the sum of their absolute values where that is more: parts that cancel leave rounding behind."""
@@ -75,12 +77,20 @@ def inputs(model: Model) -> list[Encoding]:
 
 def _scores(model: Model, method: Method, encodings: Sequence[Encoding]) -> list[Tensor]:
     """Return the scores of each input, explained in one batch, without padding."""
-    batch = model.batch(encodings)
+    batch = model.batch(_grouped(method, encodings))
     scores = method(model, batch, model.target(batch, at=model.task.first))
     assert scores.shape == batch.shape, (
         f"{method.name}: scores {list(scores.shape)}, expected {list(batch.shape)}"
     )
     return [scores[i, torch.from_numpy(batch.columns(i))] for i in range(len(batch))]
+
+
+def _grouped(method: Method, encodings: Sequence[Encoding]) -> Sequence[Encoding]:
+    """Return inputs in a few units, if the method takes no more."""
+    if method.declaration.units is None:
+        return encodings
+    few = min(method.declaration.units, FEW)
+    return [replace(e, units=np.arange(len(e)) * few // len(e)) for e in encodings]
 
 
 def _assert_close(method: Method, what: str, got: list[Tensor], expected: list[Tensor]) -> None:
@@ -154,7 +164,7 @@ def check_total(model: Model, method: Method) -> None:
         worst = float((sums - 1).abs().max())
         assert worst <= 1e-5, f"{method.name}: scores sum to 1 only within {worst:.2g}"
     elif method.declaration.total == "difference":
-        batch = model.batch(inputs(model))
+        batch = model.batch(_grouped(method, inputs(model)))
         expected = cast(Completeness, method).difference(
             model, batch, model.target(batch, at=model.task.first)
         )

@@ -5,8 +5,7 @@ Each is a frozen dataclass; shape and unit stand under each field and are checke
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 from typing import Any, Literal, get_args
@@ -17,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from xattn import render
+from xattn import render, units
 from xattn.errors import InputError, UnknownNameError
 from xattn.picture import Picture
 from xattn.render import Line, Piece
@@ -30,7 +29,7 @@ Row = Mapping[str, npt.NDArray[Any]]
 ``[token]`` of its stream; pictures as ``pixel_values``."""
 
 Quantity = Literal["logit", "log_probability", "probability"]
-Unit = Literal["token", "word", "sentence", "span"]
+Unit = units.Unit
 Link = Literal["softmax", "sigmoid", "identity"]
 """How outputs become probabilities: one class of several, each for itself, or not at all."""
 
@@ -73,11 +72,17 @@ class Encoding:
     text is stream 0 and the picture stream 1."""
     picture: Picture | None = None
     """What the patches are of, in their order."""
+    units: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    """``[token]``: which unit a token belongs to, counted from 0 in order; methods that remove
+    parts of the text remove whole units. Each token is one of its own if not given."""
 
     def __post_init__(self) -> None:
         count = len(self.tokens)
         if not len(self.streams):
             object.__setattr__(self, "streams", np.zeros(count, dtype=np.int64))
+        if not len(self.units):
+            object.__setattr__(self, "units", np.arange(count))
+        _require(self.units.shape == (count,), f"units: {self.units.shape}, not ({count},)")
         _require(self.special.shape == (count,), f"special: {self.special.shape}, not ({count},)")
         _require(self.offsets.shape == (count, 2), f"offsets: {self.offsets.shape}")
         _require(self.words.shape == (count,), f"words: {self.words.shape}")
@@ -96,6 +101,11 @@ class Encoding:
         return len(self.tokens)
 
     @property
+    def word_ids(self) -> Ints:
+        """``[token]``: `words`, as attributions call them."""
+        return self.words
+
+    @property
     def widths(self) -> tuple[int, ...]:
         """Tokens of each stream."""
         return tuple(np.bincount(self.streams).tolist())
@@ -104,6 +114,22 @@ class Encoding:
     def removable(self) -> Ints:
         """Positions of the tokens that may be deleted: all but the special ones, ``[n]``."""
         return np.flatnonzero(~self.special)
+
+    def in_units(self, unit: Unit | Sequence[tuple[int, int]]) -> Encoding:
+        """Return the same text with its tokens grouped.
+
+        Parameters
+        ----------
+        unit : {"token", "word", "sentence"} or sequence of (int, int)
+            Or spans: first and one-past-last character of each in the text; see
+            `xattn.units.span_groups`.
+
+        Raises
+        ------
+        InputError
+            For a span that cannot be used.
+        """
+        return replace(self, units=units.numbered(units.groups(self, unit), len(self)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,17 +274,29 @@ class Target:
 
     def __getitem__(self, index: Tensor) -> Target:
         """Return the targets at `index` (an int64 or bool tensor)."""
+        return self._each(lambda part: part[index])
 
-        def pick(part: Tensor | None) -> Tensor | None:
-            return None if part is None else part[index]
+    def to(self, device: torch.device | str) -> Target:
+        """Return the same targets on a device."""
+        return self._each(lambda part: part.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Target:
+        def of(part: Tensor | None) -> Tensor | None:
+            return None if part is None else change(part)
 
         return replace(
             self,
-            label=self.label[index],
-            against=pick(self.against),
-            position=pick(self.position),
-            weight=pick(self.weight),
+            label=change(self.label),
+            against=of(self.against),
+            position=of(self.position),
+            weight=of(self.weight),
         )
+
+    def table(self) -> Ints:
+        """Return what tells one target from another, ``[batch, n]`` int64."""
+        parts = (self.label, self.against, self.position, self.weight)
+        rows = [p.view(len(p), -1).cpu().numpy() for p in parts if p is not None]
+        return np.concatenate(rows, axis=1).astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -350,37 +388,29 @@ class Attribution:
             unit=unit,
         )
 
+    def grouped(self, unit: Unit | Sequence[tuple[int, int]]) -> Attribution:
+        """Return the same attribution with one score a unit, which is the sum of its tokens'.
+
+        Parameters
+        ----------
+        unit : {"token", "word", "sentence"} or sequence of (int, int)
+            As in `Encoding.in_units`.
+        """
+        if unit == "token":
+            return self
+        name = unit if isinstance(unit, str) else "span"
+        return self._grouped(units.groups(self, unit), name)
+
     def words(self) -> Attribution:
         """Return the same attribution with one score a word (the sum of its tokens')."""
-        groups: list[list[int]] = []
-        for i in range(len(self.tokens)):
-            same = (
-                groups
-                and self.segments[i] >= 0
-                and self.segments[i] == self.segments[i - 1]
-                and self.word_ids[i] == self.word_ids[i - 1]
-            )
-            groups[-1].append(i) if same else groups.append([i])
-        return self._grouped(groups, "word")
+        return self.grouped("word")
 
     def sentences(self) -> Attribution:
         """Return the same attribution with one score a sentence (the sum of its tokens').
 
         A sentence ends behind ``.``, ``!``, ``?`` or ``…`` and closing quotes, before white space.
         """
-        groups: list[list[int]] = []
-        previous = (-1, -1)
-        for i in range(len(self.tokens)):
-            segment = int(self.segments[i])
-            source = (self.text, self.pair or "")[segment] if segment in (0, 1) else ""
-            ends = len(
-                re.findall(r"[.!?…][\"')\]”’]*(?=\s)", source[: int(self.offsets[i, 0]) + 1])
-            )
-            key = (segment, ends)
-            same = groups and segment in (0, 1) and key == previous
-            groups[-1].append(i) if same else groups.append([i])
-            previous = key
-        return self._grouped(groups, "sentence")
+        return self.grouped("sentence")
 
     def spans(self, spans: Sequence[tuple[int, int]], segment: int = 0) -> Attribution:
         """Return the same attribution with one score a span of characters.
@@ -398,31 +428,7 @@ class Attribution:
         InputError
             For a span outside the text, without a token, or that shares a token with another.
         """
-        source = (self.text, self.pair or "")[segment]
-        owner = np.full(len(self.tokens), -1)
-        for number, (start, end) in enumerate(spans):
-            if not 0 <= start < end <= len(source):
-                raise InputError(
-                    f"span {number}",
-                    got=f"characters {start} to {end}",
-                    expected=f"a part of the {len(source)} characters of the text",
-                )
-            touched = self.segments == segment
-            touched &= (self.offsets[:, 0] < end) & (self.offsets[:, 1] > start)
-            if not touched.any() or (owner[touched] >= 0).any():
-                raise InputError(
-                    f"span {number}, {source[start:end]!r},",
-                    got="no token" if not touched.any() else "a token of another span",
-                    expected="tokens of its own",
-                )
-            owner[touched] = number
-        groups: list[list[int]] = []
-        for i, number in enumerate(owner.tolist()):
-            if number >= 0 and groups and owner[groups[-1][0]] == number:
-                groups[-1].append(i)
-            else:
-                groups.append([i])
-        return self._grouped(groups, "span")
+        return self._grouped(units.span_groups(self, spans, segment), "span")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain Python values, ready for JSON."""

@@ -5,7 +5,7 @@ import pytest
 
 from xattn import testing
 from xattn.data import Dataset, load_dataset
-from xattn.errors import InputError, UnknownNameError
+from xattn.errors import InputError, UnknownNameError, XattnWarning
 from xattn.evaluation import METRICS, Scorer, compare
 from xattn.evaluation.curves import order
 from xattn.evaluation.runner import CHUNK, chunks
@@ -82,8 +82,13 @@ def test_the_oracle_stands_above_chance(demo):
 
 
 def test_all_registered_methods_by_default(demo):
-    found = compare(demo, load_dataset(limit=1), operators=["delete"])
-    assert set(found.scores["method"]) == {*registry.names(), "random", "oracle"}
+    with pytest.warns(XattnWarning, match="exact_shapley is left out: .* got 16 units"):
+        found = compare(demo, load_dataset(limit=1), operators=["delete"])
+    every = {*registry.names(), "random", "oracle"} - {"exact_shapley"}
+    assert set(found.scores["method"]) == every
+    assert list(found.provenance["refused"]) == ["exact_shapley"]
+    with pytest.raises(InputError, match="exact_shapley of 'With"):
+        compare(demo, load_dataset(limit=1), ["exact_shapley"], ["delete"])
 
 
 def test_a_repetition_gives_the_same_and_another_seed_another(demo):

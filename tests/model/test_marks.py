@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from xattn.errors import InputError
-from xattn.evaluation.operators import get_operator
 from xattn.model import Model, mark
+from xattn.model.operators import get_operator
 from xattn.types import Encoding
 
 TEXT = "A dull party; dull art, and DULL again."

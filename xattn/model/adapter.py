@@ -47,7 +47,7 @@ class Model(Runner):
         Tokens that go through the network together; see `batching.buckets`.
     memory : float, optional
         GiB that the activations of a forward and a backward pass may take: the budget then follows
-        from what the network holds for a token of a long text.
+        from what the network holds for a token of a long text. On a processor `budget` still holds.
     """
 
     def __init__(
@@ -71,7 +71,9 @@ class Model(Runner):
         self.budget = budget if masked else 0
         self._front: int | None = None
         if memory is not None and masked:
-            self.budget = tokens_within(self, memory)
+            fitting = tokens_within(self, memory)
+            # processors are no faster for more tokens than that, accelerators are
+            self.budget = min(budget, fitting) if self.device.type == "cpu" else fitting
 
     def _class_names(self) -> tuple[str, ...]:
         if not self.task.classes:
