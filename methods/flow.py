@@ -6,58 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import maximum_flow
 from torch import Tensor
 
+from xattn.errors import InputError
+from xattn.kinds import Traced
+from xattn.maxflow import max_flows
 from xattn.methods.rollout import MIXTURE, check_residual
 from xattn.model import Model
+from xattn.model.trace import Request, Trace
 from xattn.registry import register
-from xattn.types import Batch, Floats, Target
+from xattn.types import Batch
 
-# scipy's capacities are int32. All flow leaves a source whose edges sum to SCALE, so no residual
-# capacity exceeds 2 · SCALE, and a capacity is off by at most half of 1/SCALE.
-SCALE = 2**29
-
-
-def max_flows(layers: Sequence[Floats], readout: Floats) -> npt.NDArray[np.float64]:
-    """Return the maximum flow from the readout to each input token.
-
-    Nodes are (layer, position); an edge runs from (l, i) to (l − 1, j) with capacity
-    ``layers[l][i, j]``, and from a source to (L, i) with capacity ``readout[i]``.
-
-    Parameters
-    ----------
-    layers : sequence of float arrays
-        ``[token, token]`` each, first layer first.
-    readout : float array
-        ``[token]``, sums to 1.
-
-    Returns
-    -------
-    float array
-        ``[token]``, each in [0, 1]; off by less than ``layers · token / SCALE``.
-    """
-    count, depth = len(readout), len(layers)
-    source = (depth + 1) * count
-    tails, heads, capacities = (
-        [np.full(count, source)],
-        [depth * count + np.arange(count)],
-        [readout],
-    )
-    for level, capacity in enumerate(layers, start=1):
-        rows, columns = np.nonzero(capacity)
-        tails.append(level * count + rows)
-        heads.append((level - 1) * count + columns)
-        capacities.append(capacity[rows, columns])
-    scaled = np.rint(np.concatenate(capacities) * SCALE).astype(np.int32)
-    graph = csr_array(
-        (scaled, (np.concatenate(tails), np.concatenate(heads))), shape=(source + 1, source + 1)
-    )
-    flows = [maximum_flow(graph, source, token).flow_value for token in range(count)]
-    return np.array(flows) / SCALE
+ARRAYS = 4
+"""Copies of a text's maps in double precision: maps, columns, the search's flows and its part."""
 
 
 @register(
@@ -69,41 +31,96 @@ def max_flows(layers: Sequence[Floats], readout: Floats) -> npt.NDArray[np.float
     "the flow game by Ethayarajh & Jurafsky 2021, Attention Flows are Shapley Value Explanations",
 )
 @dataclass(frozen=True)
-class Flow:
+class Flow(Traced):
     """How much can run from the prediction to a token if attention limits every edge.
 
-    The maximum flow from the readout to each input token (section 3). Edges have the capacities of
-    rollout's layers, ``residual · I + (1 − residual) · Ā_l``. Scores are unsigned, without unit,
-    and lie in [0, 1]. In deep bidirectional encoders the flow of most tokens is the smaller of 1
-    and what the *first* layer sends to them: flow then says little about the layers above.
+    The maximum flow from the readout to each input token (section 3), exact; see `xattn.maxflow`.
+    Edges have the capacities of rollout's layers, ``residual · I + (1 − residual) · Ā_l``. Scores
+    are unsigned, without unit, and lie in [0, 1]. In deep bidirectional encoders the flow of most
+    tokens is the smaller of 1 and what the *first* layer sends to them: flow then says little about
+    the layers above, and nearly the same of every prediction.
 
     Attributes
     ----------
     residual : float
         Share of the residual connection in each layer; the paper takes 0.5.
+    memory : float
+        GiB that the maps of one text may take in double precision; longer texts are refused.
     """
 
     residual: float = 0.5
+    memory: float = 4.0
 
     def __post_init__(self) -> None:
         check_residual("flow", self.residual)
+        check_memory("flow", self.memory)
 
-    def __call__(self, model: Model, batch: Batch, target: Target) -> Tensor:
+    @property
+    def request(self) -> Request:
+        """Head means and the readout."""
+        return Request((MIXTURE,))
+
+    def read(self, model: Model, batch: Batch, trace: Trace) -> Tensor:
         """Return scores ``[batch, token]``."""
-        trace = model.trace(batch, target, reduce=MIXTURE)
-        # off the device first: MPS knows no double precision
-        readout = trace.readout.cpu().double().numpy()
-        mixtures = []
-        for number, maps in enumerate(trace.maps):
-            mixture = np.tile(np.eye(batch.shape[1]), (len(batch), 1, 1))
+        layers = [(1 - self.residual) * maps.cpu().double() for maps in trace.kept[MIXTURE]]
+        return flows(batch, trace, layers, self.residual, self.memory, "flow")
+
+
+def check_memory(method: str, memory: float) -> None:
+    """Raise `InputError` unless the memory is a number above 0."""
+    if not 0 < memory < float("inf"):
+        raise InputError(f"memory of {method}", got=str(memory), expected="GiB, above 0")
+
+
+def flows(
+    batch: Batch,
+    trace: Trace,
+    layers: Sequence[Tensor],
+    residual: float,
+    memory: float,
+    method: str,
+) -> Tensor:
+    """Return the maximum flow from the readout to each token, ``[batch, token]``.
+
+    Parameters
+    ----------
+    batch : Batch
+    trace : Trace
+    layers : sequence of Tensor
+        ``[batch, query, key]`` of each link: what goes from token to token.
+    residual : float
+        What each token that looks hands to itself.
+    memory : float
+        GiB at most.
+    method : str
+        Who is to blame in messages.
+
+    Raises
+    ------
+    InputError
+        If a text's maps would take more.
+    """
+    # off the device first: MPS knows no double precision
+    readout = trace.readout.cpu().double().numpy()
+    scores = torch.zeros(batch.shape)
+    for i in range(len(batch)):
+        columns = batch.columns(i)
+        count = len(columns)
+        size = ARRAYS * 8 * len(layers) * count**2 / 2**30
+        if size > memory:
+            raise InputError(
+                f"{method} of a text of {count} tokens in {len(layers)} layers",
+                got=f"{size:.3g} GiB of maps",
+                expected=f"at most {memory:.3g}",
+                remedy=f"allow more ({method}:memory={np.ceil(size):.0f}), or take rollout",
+            )
+        stack = np.zeros((len(layers), count, count))
+        for number, layer in enumerate(layers):
+            mixture = np.eye(batch.shape[1])
             queries, keys = trace.queries(number), trace.keys(number)
-            mixture[:, queries] *= self.residual
-            mixture[:, queries, keys] += (1 - self.residual) * maps.cpu().double().numpy()
-            mixtures.append(mixture)
-        scores = torch.zeros(batch.shape)
-        for i in range(len(batch)):
-            columns = batch.columns(i)
-            layers = [mixture[i][np.ix_(columns, columns)] for mixture in mixtures]
-            flows = max_flows(layers, readout[i, columns])
-            scores[i, torch.from_numpy(columns)] = torch.from_numpy(flows).float()
-        return scores.to(model.device)
+            mixture[queries] *= residual
+            mixture[queries, keys] += layer[i].numpy()
+            stack[number] = mixture[np.ix_(columns, columns)]
+        found = max_flows(stack, readout[i, columns])
+        scores[i, torch.from_numpy(columns)] = torch.from_numpy(found).float()
+    return scores.to(trace.readout.device)
