@@ -165,10 +165,8 @@ def test_flows_to_tokens_are_shapley_values_of_one_layer() -> None:
         for k, player in enumerate(order):
             before, after = tuple(sorted(order[:k])), tuple(sorted(order[: k + 1]))
             values[player] += (worth[after] - worth[before]) / factorial(4)
-    np.testing.assert_allclose(
-        max_flows(row_stack := np.tile(row, (1, 4, 1)), np.eye(4)[1]), values
-    )
-    assert row_stack.shape == (1, 4, 4)
+    layers = np.tile(row, (1, 4, 1))
+    np.testing.assert_allclose(max_flows(layers, np.eye(4)[1]), values)
 
 
 @pytest.mark.parametrize(

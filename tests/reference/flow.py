@@ -19,9 +19,11 @@ def max_flow(layers: Array, source: Array, sink: int) -> float:
     depth, count, _ = layers.shape
     edges = [(None, (depth, i), source[i]) for i in range(count)]
     for level in range(depth, 0, -1):
-        for i in range(count):
-            for j in range(count):
-                edges.append(((level, i), (level - 1, j), layers[level - 1, i, j]))
+        edges += [
+            ((level, i), (level - 1, j), layers[level - 1, i, j])
+            for i in range(count)
+            for j in range(count)
+        ]
     cost = [-1.0 if head == (0, sink) else 0.0 for _, head, _ in edges]
     balance = []
     for level in range(1, depth + 1):

@@ -8,7 +8,7 @@ texts share batches.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -48,17 +48,19 @@ class Game:
         if target.position is None or not self.operator.physical:
             return rows, target
         read = keep[:, self.encoding.streams == self.encoding.streams[-1]]
-        moved = np.stack([self.operator.shift(kept) for kept in read])
-        places = torch.from_numpy(moved).to(target.position.device)
-        position = places.gather(1, target.position.view(len(rows), -1))
-        return rows, Target(
-            target.label,
-            target.against,
-            target.quantity,
-            position.view(target.position.shape),
-            target.weight,
-            target.link,
-        )
+        moved = torch.from_numpy(np.stack([self.operator.shift(kept) for kept in read]))
+
+        def shifted(places: Tensor | None) -> Tensor | None:
+            if places is None:
+                return None
+            found = moved.to(places.device).gather(1, places.view(len(rows), -1))
+            return found.view(places.shape)
+
+        if self.model.task.name == "answer":  # whose classes are the tokens
+            label, against = shifted(target.label), shifted(target.against)
+            assert label is not None
+            return rows, replace(target, label=label, against=against)
+        return rows, replace(target, position=shifted(target.position))
 
     def spread(self, values: Floats) -> Floats:
         """Return a value ``[player]`` shared out evenly among the player's tokens, ``[token]``."""
@@ -88,7 +90,8 @@ def games(model: Model, batch: Batch, target: Target, operator: str = "auto") ->
         own = target[torch.tensor([i], device=target.label.device)]
         stays = encoding.special.copy()
         if own.position is not None and chosen.physical and model.task.name != "generate":
-            stays[own.position.flatten().cpu().numpy()] = True
+            own_places = own.label if model.task.name == "answer" else own.position
+            stays[own_places.flatten().cpu().numpy()] = True
         numbers = np.unique(encoding.units)
         members = [np.flatnonzero(encoding.units == number) for number in numbers]
         players = tuple(unit for unit in members if not stays[unit].any())
