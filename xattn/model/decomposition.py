@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ number for each part and query, ``[part, query]``."""
 Point = Literal["block", "layer"]
 Step = tuple[slice, Tensor]
 """Where the tokens that look stand on the token axis, and ``[query, token]``: at whom."""
+REMEDY = "use value_zeroing, or a method that follows attention alone, such as rollout"
 
 
 def roll_out(readout: Tensor, steps: Sequence[Step]) -> Tensor:
@@ -70,7 +71,7 @@ def normalised(matrix: Tensor) -> Tensor:
         raise AttentionError(
             "a layer passes nothing on",
             got=f"no contribution to token {int((total[:, 0] <= 0).nonzero()[0])}",
-            remedy="use a method that follows attention alone, such as rollout",
+            remedy=REMEDY,
         )
     return matrix / total
 
@@ -127,9 +128,7 @@ def at_layers(
     try:
         for name in {layer.site.module for layer in layers}:
             module = network.get_submodule(name)
-            handles.append(
-                module.register_forward_pre_hook(partial(enter, name), with_kwargs=True)
-            )
+            handles.append(module.register_forward_pre_hook(partial(enter, name), with_kwargs=True))
             handles.append(module.register_forward_hook(partial(leave, name)))
         yield
     finally:
@@ -137,7 +136,7 @@ def at_layers(
             handle.remove()
 
 
-def _split(vectors: Tensor, tokens: range, stream: slice, rows: int, axis: int) -> Tensor:
+def _split(vectors: Tensor, tokens: range, stream: slice, axis: int) -> Tensor:
     """Return one part a row: the vector of one token, if it is of the stream, and zeros."""
     parts = torch.zeros_like(vectors)
     for row, token in enumerate(tokens):
@@ -178,7 +177,7 @@ class _Account:
                 f"the parts do not add up at {self.where}",
                 got=f"a gap of {gap / scale:.1e} of the largest number",
                 expected="at most 1e-4",
-                remedy="use value_zeroing, or a method that follows attention alone (rollout)",
+                remedy=REMEDY,
             )
 
 
@@ -191,12 +190,25 @@ class _Pass:
         self.model, self.text, self.tokens, self.measure = model, text, tokens, measure
         self.accounts = accounts
         self.numbers = {link.site: number for number, link in enumerate(model.links())}
-        self.rows = Rows(len(tokens), aside=True)
+        # one row more than tokens: what attention adds, to see whether it arrives
+        self.rows, self.tracer = Rows(len(tokens) + 1, aside=True), len(tokens)
         self.mode = Frozen(self.rows, self.project)
 
     def project(self, number: int, product: Tensor) -> Tensor:
         """Take what comes out of an attention's output projection; return what goes on."""
-        raise NotImplementedError
+        if len(product) % self.rows.total:
+            self._refuse_layout(str(self.model.links()[number].site), product)
+        parts = cast(Tensor, parts_of(product)).unflatten(0, (self.rows.total, -1)).clone()
+        parts[self.tracer] = plain(product).unflatten(0, (self.rows.total, -1))[0]
+        return carrying(product, parts.flatten(0, 1))
+
+    def _refuse_layout(self, where: str, vectors: Tensor) -> NoReturn:
+        raise AttentionError(
+            f"the vectors at {where} are not laid out by text and token",
+            got=str(list(vectors.shape)),
+            expected=f"[{self.rows.total}, token, hidden]",
+            remedy=REMEDY,
+        )
 
     def inject(self, site: Site, values: Tensor) -> Tensor:
         """Make the values of each token a part."""
@@ -208,26 +220,35 @@ class _Pass:
             raise AttentionError(
                 f"the values at {site} are not laid out by text and token",
                 got=str(list(values.shape)),
-                remedy="use a method that follows attention alone, such as rollout",
+                remedy=REMEDY,
             )
         self.mode.awaiting = number
-        values = plain(values)
-        return carrying(values, _split(values, self.tokens, keys, self.rows.total, axis=2))
+        values = plain(values).clone()  # heads may share them (Falcon)
+        return carrying(values, _split(values, self.tokens, keys, axis=2))
 
     def keep(self, key: Any, where: str, queries: int, vectors: Tensor) -> None:
         """Measure the parts that vectors ``[row, query, hidden]`` carry, and take account."""
-        parts, value, count = parts_of(vectors), plain(vectors), self.rows.parts
+        parts, value, count = parts_of(vectors), plain(vectors), self.tracer
         if parts is None:
             raise AttentionError(
                 f"no part of a token reaches the vectors at {where}",
-                remedy="use value_zeroing, or a method that follows attention alone (rollout)",
+                remedy=REMEDY,
             )
-        shape = (self.rows.total, queries, -1)  # texts and tokens may share an axis (GPT-2)
-        parts, value = parts.float().reshape(shape), value.float().reshape(shape)
-        whole = value[0] - parts[count + 1]
+        rows = self.rows.total  # texts and tokens may share an axis (GPT-2)
+        if value.shape[:-1] not in ((rows, queries), (rows * queries,)):
+            self._refuse_layout(where, value)
+        parts, value = (x.float().reshape(rows, queries, -1) for x in (parts, value))
+        if not bool(parts[self.tracer].any()):
+            raise AttentionError(
+                f"what attention adds does not reach the vectors at {where}",
+                expected="a residual connection around the feed-forward block",
+                remedy=REMEDY,
+            )
+        constant, left_out = parts[count + 1], parts[count + 2]
+        whole = value[0] - left_out
         if key not in self.accounts:
             matrix = whole.new_zeros(len(whole), self.text.shape[1])
-            rest = whole - parts[count]
+            rest = whole - constant
             self.accounts[key] = _Account(where, matrix, torch.zeros_like(whole), rest)
         account = self.accounts[key]
         account.matrix[:, self.tokens.start : self.tokens.stop] = self.measure(
@@ -259,7 +280,7 @@ class _AttentionPass(_Pass):
     """Follows values to the output projection of their attention, and no further."""
 
     def project(self, number: int, product: Tensor) -> Tensor:
-        link = self.model.links()[number]
+        product, link = super().project(number, product), self.model.links()[number]
         self.keep(number, str(link.site), self.text.widths[link.queries], product)
         return plain(product)  # type: ignore[no-any-return]
 
@@ -283,13 +304,13 @@ class _LayerPass(_Pass):
 
     def project(self, number: int, product: Tensor) -> Tensor:
         self.mode.skipping, self.mode.left_out = True, False
-        return product
+        return super().project(number, product)
 
     def before(self, layer: Layer, given: Tensor) -> Tensor:
         self.mode.skipping, self.mode.left_out, self.layer = False, False, layer
         stream = self.text.streams[layer.stream]
         given = plain(given)
-        return carrying(given, _split(given, self.tokens, stream, self.rows.total, axis=1))
+        return carrying(given, _split(given, self.tokens, stream, axis=1))
 
     def after(self, layer: Layer, returned: Tensor) -> Tensor:
         if self.layer is not None:
@@ -313,9 +334,7 @@ class _LayerPass(_Pass):
         try:
             if self.point == "block":
                 for module in inside:
-                    handles.append(
-                        module.register_forward_pre_hook(self.meet, with_kwargs=True)
-                    )
+                    handles.append(module.register_forward_pre_hook(self.meet, with_kwargs=True))
             with at_layers(network, layers, self.before, self.after):
                 yield
         finally:
@@ -392,13 +411,65 @@ def layer_parts(model: Runner, text: Batch, measure: Measure, point: Point) -> l
     return [(text.streams[y.stream], accounts[y.site].matrix) for y in model.layers]
 
 
+def zeroed_values(model: Runner, text: Batch, measure: Measure) -> list[Step]:
+    """Measure how much the vectors that leave a layer change without the value of one token there.
+
+    Every layer is given what it is given in the true run: rows differ within a layer only.
+
+    Parameters
+    ----------
+    model : Runner
+    text : Batch
+        One text.
+    measure : callable
+        Takes the vectors without each token's value, ``[token, query, hidden]``, and the true ones.
+
+    Returns
+    -------
+    list of Step
+        One a layer, in order of computation.
+    """
+    _require_values(model)
+    layers = model.layers
+    links = {link.site: link for link in model.links()}
+    matrices: dict[Site, Tensor] = {}
+
+    def follow(tokens: range) -> None:
+        def zero(site: Site, values: Tensor) -> Tensor:
+            if site not in links:
+                return values
+            keys = text.streams[links[site].keys]
+            only = _split(values[1:], tokens, keys, axis=2)
+            return values - torch.cat([torch.zeros_like(values[:1]), only])
+
+        def after(layer: Layer, returned: Tensor) -> Tensor:
+            found = measure(returned[1:].float(), returned[0].float()).T
+            if layer.site not in matrices:
+                matrices[layer.site] = found.new_zeros(len(found), text.shape[1])
+            matrices[layer.site][:, tokens.start : tokens.stop] = found
+            return (
+                returned[:1].expand_as(returned).clone()
+            )  # the next layer is given the true vectors
+
+        inputs = repeated(text.inputs, 1 + len(tokens))
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(model.borrowed(inputs, [Edit(values=zero)]))
+            stack.enter_context(at_layers(model.network, layers, lambda layer, x: x, after))
+            model.forward(inputs)
+
+    for tokens in chunks(model, text):
+        follow(tokens)
+    return [(text.streams[layer.stream], matrices[layer.site]) for layer in layers]
+
+
 def _closed(model: Runner, wanted: Sequence[tuple[Any, str]], accounts: Mapping[Any, Any]) -> None:
     """Require an account that closes of everything that is wanted."""
     for key, where in wanted:
         if key not in accounts:
             raise AttentionError(
                 f"the output projection of the attention at {where} was not seen",
-                remedy="use value_zeroing, or a method that follows attention alone (rollout)",
+                remedy=REMEDY,
             )
         accounts[key].close(model.dtype)
 
@@ -447,7 +518,7 @@ def output_parts(
         def enter(layer: Layer, given: Tensor, run: range = run, rows: Rows = rows) -> Tensor:
             if first.get(layer.stream) is not layer:
                 return given
-            parts = _split(given, run, text.streams[layer.stream], rows.total, axis=1)
+            parts = _split(given, run, text.streams[layer.stream], axis=1)
             return carrying(given, parts)
 
         at = target[torch.zeros(rows.total, dtype=torch.long, device=model.device)]

@@ -8,7 +8,7 @@ and carries one part of it along as its tangent. `Frozen` differs from plain der
 a coefficient is made:
 
 ======================================  =====================================================
-softmax, sigmoid, exp, roots, powers    a coefficient: its tangent is dropped
+softmax, sigmoid, erf, roots, powers    a coefficient: its tangent is dropped
 division                                by a coefficient
 activation f with f(0) = 0              ``f(x) / x`` is the coefficient (zero-origin slope)
 product of two that carry parts         half of it goes to each (gated units)
@@ -34,15 +34,26 @@ Sharing = Literal["absdot", "norm", "equal", "none"]
 constant, by its norm, all parts that are not zero alike; or nobody."""
 
 COEFFICIENTS = frozenset(
-    {"softmax", "log_softmax", "sigmoid", "exp", "sqrt", "rsqrt", "reciprocal", "pow", "square",
+    {"softmax", "log_softmax", "sigmoid", "erf", "exp", "sqrt", "rsqrt", "reciprocal", "pow", "square",
      "var", "var_mean", "std", "norm", "vector_norm", "logsumexp"}
 )  # fmt: skip
 ACTIVATIONS = frozenset(
     {"gelu", "relu", "relu6", "silu", "tanh", "leaky_relu", "elu", "celu", "selu", "mish",
      "hardswish", "hardtanh", "softsign", "clamp", "abs"}
 )  # fmt: skip
-LINEAR = {"linear": (0, 1, 2), "conv1d": (0, 1, 2), "addmm": (1, 2, 0), "baddbmm": (1, 2, 0)}
-"""Where input, weight and bias stand among the arguments."""
+LINEAR = {
+    "linear": ("input", "weight", "bias"),
+    "conv1d": ("input", "weight", "bias"),
+    "addmm": ("mat1", "mat2", "input"),
+    "baddbmm": ("batch1", "batch2", "input"),
+}
+"""What the parameters are called that take the input, the weight and the bias."""
+ORDER = {
+    "linear": ("input", "weight", "bias"),
+    "conv1d": ("input", "weight", "bias"),
+    "addmm": ("input", "mat1", "mat2"),
+    "baddbmm": ("input", "batch1", "batch2"),
+}
 PRODUCTS = frozenset({"mul", "multiply", "matmul", "bmm", "mm"})
 DUNDER = {"truediv": "div", "true_divide": "div"}
 
@@ -197,19 +208,16 @@ class Frozen(TorchFunctionMode):
         return carrying(result, self.rows.add(parts, whole, computed=computed))
 
     def _linear(self, base: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        where = LINEAR[base]
-        given = list(args)
-        bias = kwargs.get("bias", given[where[2]] if len(given) > where[2] else None)
-        entering = given[where[0]]
-        if _carries(given[where[1]]) or kwargs.keys() - {"bias"}:
-            return func(*args, **kwargs)
+        given = {**dict(zip(ORDER[base], args, strict=False)), **kwargs}
+        entering, weight, bias = (given.get(name) for name in LINEAR[base])
+        if _carries(weight) or not _carries(entering):  # queries times keys, if anything
+            return self._coefficient(base, func, args, kwargs)
         if self.skipping and self.awaiting is None:
-            given[where[0]] = plain(entering)
-            return func(*given, **kwargs)
+            return self._coefficient(base, func, args, kwargs)
         product = func(*args, **kwargs)
-        if bias is not None:
-            shape = (-1, 1) if base == "conv1d" else (-1,)
-            product = self._with_constant(product, bias.view(shape), False)
+        if bias is not None and not _carries(bias):
+            whole = bias[:, None] if base == "conv1d" else bias
+            product = self._with_constant(product, whole * given.get("beta", 1), False)
         return self._projected(product)
 
     def _projected(self, product: Tensor) -> Tensor:
@@ -318,9 +326,7 @@ def _norm_arguments(args: Any, kwargs: dict[str, Any], names: Sequence[str]) -> 
 
 
 @contextmanager
-def frozen(
-    network: nn.Module, mode: Frozen, attention: Collection[str]
-) -> Iterator[None]:
+def frozen(network: nn.Module, mode: Frozen, attention: Collection[str]) -> Iterator[None]:
     """Carry parts through a network; `attention` names its attention modules.
 
     An activation may be a module that is written in simple steps. What has no weights, and maps
@@ -334,15 +340,24 @@ def frozen(
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         mode.attending -= 1
 
+    held: list[Tensor | None] = []
+
+    def strip(module: nn.Module, args: Any) -> Any:
+        single = len(args) == 1 and parts_of(args[0]) is not None
+        held.append(args[0] if single else None)
+        return (plain(args[0]),) if single else None
+
     def activate(module: nn.Module, args: Any, output: Any) -> Any:
-        if len(args) != 1 or parts_of(args[0]) is None or not isinstance(output, Tensor):
+        given = held.pop()
+        if given is None:
             return None
-        given, value = plain(args[0]), plain(output)
         if module not in kinds:
-            kinds[module] = _kind(module, given, value)
+            kinds[module] = _kind(module, args[0], output)
         if kinds[module] == "activation":
-            return scaled(args[0], value)
-        return value if kinds[module] == "coefficient" else None
+            return scaled(given, output)
+        if kinds[module] == "identity":
+            return given
+        return output if kinds[module] == "coefficient" else module.forward(given)
 
     handles = []
     try:
@@ -351,6 +366,7 @@ def frozen(
                 handles.append(module.register_forward_pre_hook(enter))
                 handles.append(module.register_forward_hook(leave, always_call=True))
             elif not [*module.children(), *module.parameters(), *module.buffers()]:
+                handles.append(module.register_forward_pre_hook(strip))
                 handles.append(module.register_forward_hook(activate))
         with forward_ad.dual_level(), mode:
             yield
@@ -359,10 +375,12 @@ def frozen(
             handle.remove()
 
 
-def _kind(module: nn.Module, given: Tensor, value: Tensor) -> str:
+def _kind(module: nn.Module, given: Tensor, value: Any) -> str:
     """Tell activations, coefficients (f(0) is not 0) and modules that mix numbers apart."""
-    if value.shape != given.shape or torch.equal(value, given):
+    if not isinstance(value, Tensor) or value.shape != given.shape:
         return "other"
+    if torch.equal(value, given):
+        return "identity"
     turned = module.forward(given.flatten().flip(0).view_as(given))
     if not torch.allclose(turned.flatten().flip(0).view_as(value), value, atol=1e-5, rtol=1e-5):
         return "other"
