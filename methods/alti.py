@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -58,10 +59,10 @@ class Alti:
         scores = torch.zeros(batch.shape, device=model.device)
         for i, (columns, text) in enumerate(singles(model, batch)):
             steps = layer_parts(model, text, self._proximity, "block")
-            steps = [(queries, normalised(matrix)) for queries, matrix in steps]
-            scores[i, columns] = roll_out(readout[i, columns], steps)
+            scores[i, columns] = roll_out(readout[i, columns], normalised(steps))
         return scores
 
     def _proximity(self, parts: Tensor, whole: Tensor) -> Tensor:
-        distance = (whole - parts).norm(self.norm, -1)
-        return (whole.norm(self.norm, -1) - distance).clamp(min=0)
+        size = partial(torch.linalg.vector_norm, ord=self.norm, dim=-1)
+        nearness: Tensor = size(whole) - size(whole - parts)
+        return nearness.clamp(min=0)

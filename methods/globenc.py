@@ -61,6 +61,5 @@ class GlobEnc:
             steps = layer_parts(
                 model, text, lambda parts, whole: parts.norm(self.norm, -1), "layer"
             )
-            steps = [(queries, normalised(matrix)) for queries, matrix in steps]
-            scores[i, columns] = roll_out(readout[i, columns], steps)
+            scores[i, columns] = roll_out(readout[i, columns], normalised(steps))
         return scores

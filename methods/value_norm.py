@@ -62,7 +62,7 @@ class ValueNorm:
         for i, (columns, text) in enumerate(singles(model, batch)):
             readout = trace.readout[i, columns]
             steps = attention_parts(model, text, lambda parts, whole: parts.norm(self.norm, -1))
-            steps = [(queries, normalised(matrix)) for queries, matrix in steps]
+            steps = normalised(steps)
             if self.layer is None:
                 for queries, matrix in steps:
                     matrix *= 1 - self.residual

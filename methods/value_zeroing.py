@@ -55,16 +55,15 @@ class ValueZeroing:
         readout = model.trace(batch, target, reduce=None).readout
         scores = torch.zeros(batch.shape, device=model.device)
         for i, (columns, text) in enumerate(singles(model, batch)):
-            steps = [
-                (queries, normalised(matrix))
-                for queries, matrix in zeroed_values(model, text, self._change)
-            ]
-            scores[i, columns] = roll_out(readout[i, columns], steps)
+            steps = zeroed_values(model, text, self._change)
+            scores[i, columns] = roll_out(readout[i, columns], normalised(steps))
         return scores
 
     def _change(self, without: Tensor, whole: Tensor) -> Tensor:
         if self.distance == "euclidean":
-            return (without - whole).norm(dim=-1)
+            moved: Tensor = torch.linalg.vector_norm(without - whole, dim=-1)
+            return moved
         # 1 − cos is half the squared distance of unit vectors, which does not cancel
         unit = torch.nn.functional.normalize
-        return (unit(without, dim=-1) - unit(whole, dim=-1)).square().sum(-1) / 2
+        turned: Tensor = (unit(without, dim=-1) - unit(whole, dim=-1)).square().sum(-1) / 2
+        return turned

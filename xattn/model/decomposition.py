@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from xattn.errors import AttentionError, InputError
+from xattn.model.adapter import Model
 from xattn.model.attach import TOLERANCE
-from xattn.model.frozen import Frozen, Rows, Sharing, carrying, frozen, parts_of, plain
+from xattn.model.frozen import Frozen, Rows, Sharing, by_row, carrying, frozen, parts_of, plain
 from xattn.model.layers import Layer, first_tensor
-from xattn.model.runner import Runner
-from xattn.model.tap import Edit, Site
+from xattn.model.tap import Change, Edit, Site
 from xattn.types import Batch, Target
 
 Measure = Callable[[Tensor, Tensor], Tensor]
@@ -58,25 +58,25 @@ def roll_out(readout: Tensor, steps: Sequence[Step]) -> Tensor:
     return row
 
 
-def normalised(matrix: Tensor) -> Tensor:
-    """Return ``[query, token]`` with rows that sum to 1: a token without a share keeps to itself.
+def normalised(steps: Sequence[Step]) -> list[Step]:
+    """Return steps whose rows sum to 1; a token to which nothing contributes keeps to itself.
 
-    Raises
-    ------
-    AttentionError
-        If a row is all zero.
+    Examples
+    --------
+    >>> [(_, matrix)] = normalised([(slice(0, 2), torch.tensor([[1.0, 3.0], [0.0, 0.0]]))])
+    >>> matrix
+    tensor([[0.2500, 0.7500],
+            [0.0000, 1.0000]])
     """
-    total = matrix.sum(-1, keepdim=True)
-    if not bool((total > 0).all()):
-        raise AttentionError(
-            "a layer passes nothing on",
-            got=f"no contribution to token {int((total[:, 0] <= 0).nonzero()[0])}",
-            remedy=REMEDY,
-        )
-    return matrix / total
+    found = []
+    for queries, matrix in steps:
+        matrix = matrix.clone()
+        matrix[:, queries].diagonal().add_((matrix.sum(-1) == 0).to(matrix.dtype))
+        found.append((queries, matrix / matrix.sum(-1, keepdim=True)))
+    return found
 
 
-def singles(model: Runner, batch: Batch) -> Iterator[tuple[Tensor, Batch]]:
+def singles(model: Model, batch: Batch) -> Iterator[tuple[Tensor, Batch]]:
     """Yield each text of a batch alone, without padding, and where its tokens were."""
     for i, encoding in enumerate(batch.encodings):
         columns = torch.from_numpy(batch.columns(i)).to(model.device)
@@ -88,7 +88,7 @@ def repeated(inputs: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
     return {name: tensor.expand(rows, *tensor.shape[1:]) for name, tensor in inputs.items()}
 
 
-def chunks(model: Runner, batch: Batch) -> list[range]:
+def chunks(model: Model, batch: Batch) -> list[range]:
     """Return the tokens of a text in runs whose copies of the text stay within the budget."""
     tokens = batch.shape[1]
     size = max(1, model.budget // tokens)
@@ -146,7 +146,7 @@ def _split(vectors: Tensor, tokens: range, stream: slice, axis: int) -> Tensor:
     return parts
 
 
-def _require_values(model: Runner) -> None:
+def _require_values(model: Model) -> None:
     missing = {"probabilities", "values"} - model.attach().serves
     if missing:
         raise AttentionError(
@@ -154,6 +154,30 @@ def _require_values(model: Runner) -> None:
             "followed",
             remedy="use a method that only reads attention, such as attention or rollout",
         )
+
+
+@contextmanager
+def _following(
+    model: Model, inputs: Mapping[str, Tensor], mode: Frozen, values: Change | None = None
+) -> Iterator[None]:
+    """Hold the network for one forward pass that carries parts, attention held still."""
+    edit = Edit(probabilities=lambda site, p: plain(p), values=values)
+    attention = frozenset(link.site.module for link in model.links())
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(model.lock)
+        # before the tap: what follows softmaxes through a network must see them first
+        stack.enter_context(frozen(model.network, mode, attention))
+        stack.enter_context(model.borrowed(inputs, [edit]))
+        try:
+            yield
+        except NotImplementedError as error:
+            raise AttentionError(
+                f"no part can be followed through {type(model.network).__name__}",
+                got=str(error).partition(". ")[0],
+                expected="operations with a forward-mode derivative",
+                remedy="use value_zeroing; models of experts: experts_implementation='eager'",
+            ) from error
 
 
 @dataclass(eq=False)
@@ -185,7 +209,7 @@ class _Pass:
     """One forward pass that carries the parts of some tokens; see `frozen.Rows` for its rows."""
 
     def __init__(
-        self, model: Runner, text: Batch, tokens: range, measure: Measure, accounts: dict[Any, Any]
+        self, model: Model, text: Batch, tokens: range, measure: Measure, accounts: dict[Any, Any]
     ) -> None:
         self.model, self.text, self.tokens, self.measure = model, text, tokens, measure
         self.accounts = accounts
@@ -198,8 +222,8 @@ class _Pass:
         """Take what comes out of an attention's output projection; return what goes on."""
         if len(product) % self.rows.total:
             self._refuse_layout(str(self.model.links()[number].site), product)
-        parts = cast(Tensor, parts_of(product)).unflatten(0, (self.rows.total, -1)).clone()
-        parts[self.tracer] = plain(product).unflatten(0, (self.rows.total, -1))[0]
+        parts = by_row(cast(Tensor, parts_of(product)), self.rows.total).clone()
+        parts[self.tracer] = by_row(plain(product), self.rows.total)[0]
         return carrying(product, parts.flatten(0, 1))
 
     def _refuse_layout(self, where: str, vectors: Tensor) -> NoReturn:
@@ -258,17 +282,9 @@ class _Pass:
 
     def run(self) -> None:
         """Run the network."""
-        model, inputs = self.model, repeated(self.text.inputs, self.rows.total)
-        edit = Edit(probabilities=lambda site, p: plain(p), values=self.inject)
-        attention = frozenset(site.module for site in self.numbers)
-        with ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
-            # the mode first: what follows softmaxes must see it pass
-            stack.enter_context(model.lock)
-            stack.enter_context(frozen(model.network, self.mode, attention))
-            stack.enter_context(model.borrowed(inputs, [edit]))
-            stack.enter_context(self.watched())
-            model.forward(inputs)
+        inputs = repeated(self.text.inputs, self.rows.total)
+        with _following(self.model, inputs, self.mode, self.inject), self.watched():
+            self.model.forward(inputs)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -290,7 +306,7 @@ class _LayerPass(_Pass):
 
     def __init__(
         self,
-        model: Runner,
+        model: Model,
         text: Batch,
         tokens: range,
         measure: Measure,
@@ -330,11 +346,9 @@ class _LayerPass(_Pass):
     def watched(self) -> Iterator[None]:
         layers, network = self.layers, self.model.network
         inside = {m for layer in layers for m in network.get_submodule(layer.site.module).modules()}
-        handles = []
+        met = inside if self.point == "block" else set()
+        handles = [m.register_forward_pre_hook(self.meet, with_kwargs=True) for m in met]
         try:
-            if self.point == "block":
-                for module in inside:
-                    handles.append(module.register_forward_pre_hook(self.meet, with_kwargs=True))
             with at_layers(network, layers, self.before, self.after):
                 yield
         finally:
@@ -342,7 +356,7 @@ class _LayerPass(_Pass):
                 handle.remove()
 
 
-def attention_parts(model: Runner, text: Batch, measure: Measure) -> list[Step]:
+def attention_parts(model: Model, text: Batch, measure: Measure) -> list[Step]:
     """Measure what each token's value adds to the output of every attention.
 
     The parts of token ``i``'s output are ``Σ_h α_h[i, j] v_h[j] W_O`` for each token ``j``; with
@@ -350,7 +364,7 @@ def attention_parts(model: Runner, text: Batch, measure: Measure) -> list[Step]:
 
     Parameters
     ----------
-    model : Runner
+    model : Model
     text : Batch
         One text.
     measure : callable
@@ -375,7 +389,7 @@ def attention_parts(model: Runner, text: Batch, measure: Measure) -> list[Step]:
     return [(text.streams[link.queries], accounts[n].matrix) for n, link in enumerate(links)]
 
 
-def layer_parts(model: Runner, text: Batch, measure: Measure, point: Point) -> list[Step]:
+def layer_parts(model: Model, text: Batch, measure: Measure, point: Point) -> list[Step]:
     """Measure what each token's vector adds to those that leave every layer.
 
     The parts are those of attention, and each token's own vector by the residual connection, under
@@ -384,7 +398,7 @@ def layer_parts(model: Runner, text: Batch, measure: Measure, point: Point) -> l
 
     Parameters
     ----------
-    model : Runner
+    model : Model
     text : Batch
         One text.
     measure : callable
@@ -411,14 +425,14 @@ def layer_parts(model: Runner, text: Batch, measure: Measure, point: Point) -> l
     return [(text.streams[y.stream], accounts[y.site].matrix) for y in model.layers]
 
 
-def zeroed_values(model: Runner, text: Batch, measure: Measure) -> list[Step]:
+def zeroed_values(model: Model, text: Batch, measure: Measure) -> list[Step]:
     """Measure how much the vectors that leave a layer change without the value of one token there.
 
     Every layer is given what it is given in the true run: rows differ within a layer only.
 
     Parameters
     ----------
-    model : Runner
+    model : Model
     text : Batch
         One text.
     measure : callable
@@ -463,7 +477,7 @@ def zeroed_values(model: Runner, text: Batch, measure: Measure) -> list[Step]:
     return [(text.streams[layer.stream], matrices[layer.site]) for layer in layers]
 
 
-def _closed(model: Runner, wanted: Sequence[tuple[Any, str]], accounts: Mapping[Any, Any]) -> None:
+def _closed(model: Model, wanted: Sequence[tuple[Any, str]], accounts: Mapping[Any, Any]) -> None:
     """Require an account that closes of everything that is wanted."""
     for key, where in wanted:
         if key not in accounts:
@@ -475,13 +489,13 @@ def _closed(model: Runner, wanted: Sequence[tuple[Any, str]], accounts: Mapping[
 
 
 def output_parts(
-    model: Runner, text: Batch, target: Target, sharing: Sharing, tokens: Sequence[range]
+    model: Model, text: Batch, target: Target, sharing: Sharing, tokens: Sequence[range]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Follow the vectors that enter the first layers to the target.
 
     Parameters
     ----------
-    model : Runner
+    model : Model
     text : Batch
         One text.
     target : Target
@@ -509,7 +523,6 @@ def output_parts(
         )
     _require_values(model)
     first = {layer.stream: layer for layer in reversed(model.layers)}
-    attention = frozenset(link.site.module for link in model.links())
     found: list[Tensor] = []
     for run in tokens:
         rows = Rows(len(run), sharing)
@@ -522,14 +535,8 @@ def output_parts(
             return carrying(given, parts)
 
         at = target[torch.zeros(rows.total, dtype=torch.long, device=model.device)]
-        edit = Edit(probabilities=lambda site, p: plain(p))
-        with ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
-            stack.enter_context(model.lock)
-            stack.enter_context(frozen(model.network, Frozen(rows), attention))
-            stack.enter_context(model.borrowed(inputs, [edit]))
-            layers = tuple(first.values())
-            stack.enter_context(at_layers(model.network, layers, enter, lambda layer, x: x))
+        starts = at_layers(model.network, tuple(first.values()), enter, lambda layer, x: x)
+        with _following(model, inputs, Frozen(rows)), starts:
             score = model.value(inputs, at)
             parts = parts_of(score)
             if parts is None:

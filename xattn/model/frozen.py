@@ -34,8 +34,9 @@ Sharing = Literal["absdot", "norm", "equal", "none"]
 constant, by its norm, all parts that are not zero alike; or nobody."""
 
 COEFFICIENTS = frozenset(
-    {"softmax", "log_softmax", "sigmoid", "erf", "exp", "sqrt", "rsqrt", "reciprocal", "pow", "square",
-     "var", "var_mean", "std", "norm", "vector_norm", "logsumexp"}
+    {"softmax", "log_softmax", "sigmoid", "erf", "exp", "sqrt", "rsqrt", "reciprocal", "pow",
+     "square", "var", "var_mean", "std", "norm",
+     "vector_norm", "logsumexp"}
 )  # fmt: skip
 ACTIVATIONS = frozenset(
     {"gelu", "relu", "relu6", "silu", "tanh", "leaky_relu", "elu", "celu", "selu", "mish",
@@ -62,19 +63,30 @@ def parts_of(tensor: Any) -> Tensor | None:
     """Return the parts that a tensor carries, one a row, of its own shape; None if it has none."""
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
         return None
-    return cast("Tensor | None", forward_ad.unpack_dual(tensor).tangent)
+    return _unpack(tensor)[1]
 
 
 def plain(tensor: Any) -> Any:
     """Return a tensor without the parts that it carries; anything else as it is."""
     if parts_of(tensor) is None:
         return tensor
-    return forward_ad.unpack_dual(tensor).primal.detach()
+    return _unpack(tensor)[0].detach()
 
 
 def carrying(tensor: Tensor, parts: Tensor) -> Tensor:
     """Return a tensor that carries parts, ``[row, ...]`` both."""
-    return cast(Tensor, forward_ad.make_dual(plain(tensor), parts.to(tensor.dtype)))
+    dual: Tensor = forward_ad.make_dual(plain(tensor), parts.to(tensor.dtype))  # type: ignore[no-untyped-call]
+    return dual
+
+
+def by_row(tensor: Tensor, rows: int) -> Tensor:
+    """Return ``[row · n, ...]`` as ``[row, n, ...]``."""
+    return tensor.reshape(rows, -1, *tensor.shape[1:])
+
+
+def _unpack(tensor: Tensor) -> tuple[Tensor, Tensor | None]:
+    primal, tangent = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
+    return primal, tangent
 
 
 @dataclass(frozen=True)
@@ -99,8 +111,7 @@ class Rows:
         """
         if len(parts) % self.total:
             return parts  # rows are in another order here: the ledger will tell
-        rows = parts.unflatten(0, (self.total, -1)).clone()
-        added = constant.unflatten(0, (self.total, -1))[0]
+        rows, added = by_row(parts, self.total).clone(), by_row(constant, self.total)[0]
         if self.sharing == "none":
             rows[self.parts + (self.aside and computed)] += added
         else:
@@ -114,7 +125,8 @@ class Rows:
             weights = rows.norm(dim=-1, keepdim=True)
             weights = weights if self.sharing == "norm" else (weights > 0).to(rows.dtype)
         total = weights.sum(0, keepdim=True)
-        return weights / torch.where(total > 0, total, torch.ones_like(total))
+        shares: Tensor = weights / torch.where(total > 0, total, torch.ones_like(total))
+        return shares
 
 
 class Frozen(TorchFunctionMode):
@@ -216,8 +228,11 @@ class Frozen(TorchFunctionMode):
             return self._coefficient(base, func, args, kwargs)
         product = func(*args, **kwargs)
         if bias is not None and not _carries(bias):
-            whole = bias[:, None] if base == "conv1d" else bias
-            product = self._with_constant(product, whole * given.get("beta", 1), False)
+            constant = bias * given.get("beta", 1)
+            if base == "conv1d":  # hidden comes before tokens
+                product = product.transpose(1, 2)
+            product = self._with_constant(product, constant, False)
+            product = product.transpose(1, 2) if base == "conv1d" else product
         return self._projected(product)
 
     def _projected(self, product: Tensor) -> Tensor:
@@ -319,10 +334,8 @@ def _has_rows(constant: Any, whole: Tensor) -> bool:
 def _norm_arguments(args: Any, kwargs: dict[str, Any], names: Sequence[str]) -> list[Any]:
     """Return the arguments of a norm in order, also those that are given by name or not at all."""
     defaults = {"weight": None, "bias": None, "eps": None if "bias" not in names else 1e-5}
-    positional = list(args)
-    for name in ("input", "normalized_shape", *names)[len(positional) :]:
-        positional.append(kwargs.get(name, defaults.get(name)))
-    return positional
+    missing = ("input", "normalized_shape", *names)[len(args) :]
+    return [*args, *(kwargs.get(name, defaults.get(name)) for name in missing)]
 
 
 @contextmanager
