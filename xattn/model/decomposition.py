@@ -1,0 +1,550 @@
+"""Decomposition: vectors as sums with one part for each token, through attention, layers, models.
+
+Nothing is known of an architecture by name: a part is followed through whatever the network
+computes (see `xattn.model.frozen`). What is handed out was seen to add up: the parts, what biases
+add and what was left out on purpose must sum to what the network itself computed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NoReturn, cast
+
+import torch
+from torch import Tensor, nn
+
+from xattn.errors import AttentionError, InputError
+from xattn.model.adapter import Model
+from xattn.model.attach import TOLERANCE
+from xattn.model.frozen import Frozen, Rows, Sharing, by_row, carrying, frozen, parts_of, plain
+from xattn.model.layers import Layer, first_tensor
+from xattn.model.tap import Change, Edit, Site
+from xattn.types import Batch, Target
+
+Measure = Callable[[Tensor, Tensor], Tensor]
+"""Takes parts ``[part, query, hidden]`` and their sum with biases ``[query, hidden]``, returns a
+number for each part and query, ``[part, query]``."""
+Point = Literal["block", "layer"]
+Step = tuple[slice, Tensor]
+"""Where the tokens that look stand on the token axis, and ``[query, token]``: at whom."""
+REMEDY = "use value_zeroing, or a method that follows attention alone, such as rollout"
+
+
+def roll_out(readout: Tensor, steps: Sequence[Step]) -> Tensor:
+    """Carry a row down through steps, last to first: rollout with other mixtures than attention's.
+
+    Parameters
+    ----------
+    readout : Tensor
+        ``[token]``: where the prediction is read from.
+    steps : sequence of Step
+        First layer first.
+
+    Examples
+    --------
+    >>> step = (slice(0, 2), torch.tensor([[0.5, 0.5], [1.0, 0.0]]))
+    >>> roll_out(torch.tensor([0.5, 0.5]), [step])
+    tensor([0.7500, 0.2500])
+    """
+    row = readout
+    for queries, matrix in reversed(steps):
+        looking, row = row[queries], row.clone()
+        row[queries] = 0
+        row = row + looking @ matrix
+    return row
+
+
+def normalised(steps: Sequence[Step]) -> list[Step]:
+    """Return steps whose rows sum to 1; a token to which nothing contributes keeps to itself.
+
+    Examples
+    --------
+    >>> [(_, matrix)] = normalised([(slice(0, 2), torch.tensor([[1.0, 3.0], [0.0, 0.0]]))])
+    >>> matrix
+    tensor([[0.2500, 0.7500],
+            [0.0000, 1.0000]])
+    """
+    found = []
+    for queries, matrix in steps:
+        matrix = matrix.clone()
+        matrix[:, queries].diagonal().add_((matrix.sum(-1) == 0).to(matrix.dtype))
+        found.append((queries, matrix / matrix.sum(-1, keepdim=True)))
+    return found
+
+
+def singles(model: Model, batch: Batch) -> Iterator[tuple[Tensor, Batch]]:
+    """Yield each text of a batch alone, without padding, and where its tokens were."""
+    for i, encoding in enumerate(batch.encodings):
+        columns = torch.from_numpy(batch.columns(i)).to(model.device)
+        yield columns, model.batch([encoding])
+
+
+def repeated(inputs: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
+    """Return the inputs of one text, as often as there are rows."""
+    return {name: tensor.expand(rows, *tensor.shape[1:]) for name, tensor in inputs.items()}
+
+
+def chunks(model: Model, batch: Batch) -> list[range]:
+    """Return the tokens of a text in runs whose copies of the text stay within the budget."""
+    tokens = batch.shape[1]
+    size = max(1, model.budget // tokens)
+    return [range(start, min(start + size, tokens)) for start in range(0, tokens, size)]
+
+
+@contextmanager
+def at_layers(
+    network: nn.Module,
+    layers: Sequence[Layer],
+    before: Callable[[Layer, Tensor], Tensor],
+    after: Callable[[Layer, Tensor], Tensor],
+) -> Iterator[None]:
+    """Put something else in place of the vectors that enter and leave layers."""
+    known = {layer.site: layer for layer in layers}
+    calls: dict[str, int] = defaultdict(int)
+    handles = []
+
+    def enter(name: str, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        layer, given = known.get(Site(name, calls[name])), first_tensor(args, kwargs)
+        if layer is None or given is None:
+            return None
+        new = before(layer, given)
+        swapped = tuple(new if value is given else value for value in args)
+        return swapped, {k: new if v is given else v for k, v in kwargs.items()}
+
+    def leave(name: str, module: nn.Module, args: Any, output: Any) -> Any:
+        layer, returned = known.get(Site(name, calls[name])), first_tensor(output)
+        calls[name] += 1
+        if layer is None or returned is None:
+            return None
+        new = after(layer, returned)
+        if isinstance(output, (tuple, list)):
+            return type(output)(new if value is returned else value for value in output)
+        return new
+
+    try:
+        for name in {layer.site.module for layer in layers}:
+            module = network.get_submodule(name)
+            handles.append(module.register_forward_pre_hook(partial(enter, name), with_kwargs=True))
+            handles.append(module.register_forward_hook(partial(leave, name)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _split(vectors: Tensor, tokens: range, stream: slice, axis: int) -> Tensor:
+    """Return one part a row: the vector of one token, if it is of the stream, and zeros."""
+    parts = torch.zeros_like(vectors)
+    for row, token in enumerate(tokens):
+        if stream.start <= token < stream.stop:
+            index = (row, *[slice(None)] * (axis - 1), token - stream.start)
+            parts[index] = vectors[index]
+    return parts
+
+
+def _require_values(model: Model) -> None:
+    missing = {"probabilities", "values"} - model.attach().serves
+    if missing:
+        raise AttentionError(
+            f"the {' and '.join(sorted(missing))} of {type(model.network).__name__} cannot be "
+            "followed",
+            remedy="use a method that only reads attention, such as attention or rollout",
+        )
+
+
+@contextmanager
+def _following(
+    model: Model, inputs: Mapping[str, Tensor], mode: Frozen, values: Change | None = None
+) -> Iterator[None]:
+    """Hold the network for one forward pass that carries parts, attention held still."""
+    edit = Edit(probabilities=lambda site, p: plain(p), values=values)
+    attention = frozenset(link.site.module for link in model.links())
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(model.lock)
+        # before the tap: what follows softmaxes through a network must see them first
+        stack.enter_context(frozen(model.network, mode, attention))
+        stack.enter_context(model.borrowed(inputs, [edit]))
+        try:
+            yield
+        except NotImplementedError as error:
+            raise AttentionError(
+                f"no part can be followed through {type(model.network).__name__}",
+                got=str(error).partition(". ")[0],
+                expected="operations with a forward-mode derivative",
+                remedy="use value_zeroing; models of experts: experts_implementation='eager'",
+            ) from error
+
+
+@dataclass(eq=False)
+class _Account:
+    """One vector of each token: what was measured of its parts, and whether they add up."""
+
+    where: str
+    matrix: Tensor
+    """``[query, token]``"""
+    followed: Tensor
+    """``[query, hidden]``: the sum of the parts so far."""
+    rest: Tensor
+    """``[query, hidden]``: the vectors themselves, without what biases add."""
+
+    def close(self, dtype: torch.dtype) -> None:
+        """Raise `AttentionError` unless everything was accounted for."""
+        gap = float((self.followed - self.rest).abs().max())
+        scale = max(float(self.rest.abs().max()), float(self.followed.abs().max()))
+        if not gap <= TOLERANCE.get(dtype, 1e-4) * scale:
+            raise AttentionError(
+                f"the parts do not add up at {self.where}",
+                got=f"a gap of {gap / scale:.1e} of the largest number",
+                expected="at most 1e-4",
+                remedy=REMEDY,
+            )
+
+
+class _Pass:
+    """One forward pass that carries the parts of some tokens; see `frozen.Rows` for its rows."""
+
+    def __init__(
+        self, model: Model, text: Batch, tokens: range, measure: Measure, accounts: dict[Any, Any]
+    ) -> None:
+        self.model, self.text, self.tokens, self.measure = model, text, tokens, measure
+        self.accounts = accounts
+        self.numbers = {link.site: number for number, link in enumerate(model.links())}
+        # one row more than tokens: what attention adds, to see whether it arrives
+        self.rows, self.tracer = Rows(len(tokens) + 1, aside=True), len(tokens)
+        self.mode = Frozen(self.rows, self.project)
+
+    def project(self, number: int, product: Tensor) -> Tensor:
+        """Take what comes out of an attention's output projection; return what goes on."""
+        if len(product) % self.rows.total:
+            self._refuse_layout(str(self.model.links()[number].site), product)
+        parts = by_row(cast(Tensor, parts_of(product)), self.rows.total).clone()
+        parts[self.tracer] = by_row(plain(product), self.rows.total)[0]
+        return carrying(product, parts.flatten(0, 1))
+
+    def _refuse_layout(self, where: str, vectors: Tensor) -> NoReturn:
+        raise AttentionError(
+            f"the vectors at {where} are not laid out by text and token",
+            got=str(list(vectors.shape)),
+            expected=f"[{self.rows.total}, token, hidden]",
+            remedy=REMEDY,
+        )
+
+    def inject(self, site: Site, values: Tensor) -> Tensor:
+        """Make the values of each token a part."""
+        number = self.numbers.get(site)
+        if number is None:
+            return values
+        keys = self.text.streams[self.model.links()[number].keys]
+        if values.shape[0] != self.rows.total or values.shape[2] != keys.stop - keys.start:
+            raise AttentionError(
+                f"the values at {site} are not laid out by text and token",
+                got=str(list(values.shape)),
+                remedy=REMEDY,
+            )
+        self.mode.awaiting = number
+        values = plain(values).clone()  # heads may share them (Falcon)
+        return carrying(values, _split(values, self.tokens, keys, axis=2))
+
+    def keep(self, key: Any, where: str, queries: int, vectors: Tensor) -> None:
+        """Measure the parts that vectors ``[row, query, hidden]`` carry, and take account."""
+        parts, value, count = parts_of(vectors), plain(vectors), self.tracer
+        if parts is None:
+            raise AttentionError(
+                f"no part of a token reaches the vectors at {where}",
+                remedy=REMEDY,
+            )
+        rows = self.rows.total  # texts and tokens may share an axis (GPT-2)
+        if value.shape[:-1] not in ((rows, queries), (rows * queries,)):
+            self._refuse_layout(where, value)
+        parts, value = (x.float().reshape(rows, queries, -1) for x in (parts, value))
+        if not bool(parts[self.tracer].any()):
+            raise AttentionError(
+                f"what attention adds does not reach the vectors at {where}",
+                expected="a residual connection around the feed-forward block",
+                remedy=REMEDY,
+            )
+        constant, left_out = parts[count + 1], parts[count + 2]
+        whole = value[0] - left_out
+        if key not in self.accounts:
+            matrix = whole.new_zeros(len(whole), self.text.shape[1])
+            rest = whole - constant
+            self.accounts[key] = _Account(where, matrix, torch.zeros_like(whole), rest)
+        account = self.accounts[key]
+        account.matrix[:, self.tokens.start : self.tokens.stop] = self.measure(
+            parts[:count], whole
+        ).T
+        account.followed = account.followed + parts[:count].sum(0)
+
+    def run(self) -> None:
+        """Run the network."""
+        inputs = repeated(self.text.inputs, self.rows.total)
+        with _following(self.model, inputs, self.mode, self.inject), self.watched():
+            self.model.forward(inputs)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Hold the hooks that this pass needs."""
+        yield
+
+
+class _AttentionPass(_Pass):
+    """Follows values to the output projection of their attention, and no further."""
+
+    def project(self, number: int, product: Tensor) -> Tensor:
+        product, link = super().project(number, product), self.model.links()[number]
+        self.keep(number, str(link.site), self.text.widths[link.queries], product)
+        return plain(product)  # type: ignore[no-any-return]
+
+
+class _LayerPass(_Pass):
+    """Follows the vectors that enter a layer through it, past its feed-forward block."""
+
+    def __init__(
+        self,
+        model: Model,
+        text: Batch,
+        tokens: range,
+        measure: Measure,
+        accounts: dict[Any, Any],
+        point: Point,
+    ) -> None:
+        super().__init__(model, text, tokens, measure, accounts)
+        self.point = point
+        self.layers = model.layers  # found by running the network, so not within a pass
+        self.layer: Layer | None = None
+
+    def project(self, number: int, product: Tensor) -> Tensor:
+        self.mode.skipping, self.mode.left_out = True, False
+        return super().project(number, product)
+
+    def before(self, layer: Layer, given: Tensor) -> Tensor:
+        self.mode.skipping, self.mode.left_out, self.layer = False, False, layer
+        stream = self.text.streams[layer.stream]
+        given = plain(given)
+        return carrying(given, _split(given, self.tokens, stream, axis=1))
+
+    def after(self, layer: Layer, returned: Tensor) -> Tensor:
+        if self.layer is not None:
+            self.keep(layer.site, str(layer.site), returned.shape[1], returned)
+            self.layer = None
+        self.mode.skipping = False
+        return plain(returned)  # type: ignore[no-any-return]
+
+    def meet(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """See whether a module is given the sum behind the feed-forward block: a norm follows."""
+        given = first_tensor(args, kwargs) if self.mode.left_out and self.layer else None
+        if given is not None and parts_of(given) is not None and self.layer is not None:
+            self.keep(self.layer.site, str(self.layer.site), given.shape[1], given)
+            self.layer = None
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        layers, network = self.layers, self.model.network
+        inside = {m for layer in layers for m in network.get_submodule(layer.site.module).modules()}
+        met = inside if self.point == "block" else set()
+        handles = [m.register_forward_pre_hook(self.meet, with_kwargs=True) for m in met]
+        try:
+            with at_layers(network, layers, self.before, self.after):
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def attention_parts(model: Model, text: Batch, measure: Measure) -> list[Step]:
+    """Measure what each token's value adds to the output of every attention.
+
+    The parts of token ``i``'s output are ``Σ_h α_h[i, j] v_h[j] W_O`` for each token ``j``; with
+    the bias of the output projection they sum to the output.
+
+    Parameters
+    ----------
+    model : Model
+    text : Batch
+        One text.
+    measure : callable
+        See `Measure`.
+
+    Returns
+    -------
+    list of Step
+        One a link, in order of computation: ``[query, token]`` over the tokens of all streams.
+
+    Raises
+    ------
+    AttentionError
+        If the parts do not sum to the output.
+    """
+    _require_values(model)
+    accounts: dict[int, _Account] = {}
+    for tokens in chunks(model, text):
+        _AttentionPass(model, text, tokens, measure, accounts).run()
+    links = model.links()
+    _closed(model, [(n, str(link.site)) for n, link in enumerate(links)], accounts)
+    return [(text.streams[link.queries], accounts[n].matrix) for n, link in enumerate(links)]
+
+
+def layer_parts(model: Model, text: Batch, measure: Measure, point: Point) -> list[Step]:
+    """Measure what each token's vector adds to those that leave every layer.
+
+    The parts are those of attention, and each token's own vector by the residual connection, under
+    the norms of the layer with the statistics of the true run. The feed-forward block is passed by
+    in its residual connection. Between decoder and encoder, source tokens come in as values.
+
+    Parameters
+    ----------
+    model : Model
+    text : Batch
+        One text.
+    measure : callable
+        See `Measure`.
+    point : {"block", "layer"}
+        At the output of the layer; or before the norm behind its feed-forward block, if there is
+        one: that is the output of the attention block.
+
+    Returns
+    -------
+    list of Step
+        One a layer, in order of computation.
+
+    Raises
+    ------
+    AttentionError
+        If the parts and what was left out do not sum to the output.
+    """
+    _require_values(model)
+    accounts: dict[Site, _Account] = {}
+    for tokens in chunks(model, text):
+        _LayerPass(model, text, tokens, measure, accounts, point).run()
+    _closed(model, [(layer.site, str(layer.site)) for layer in model.layers], accounts)
+    return [(text.streams[y.stream], accounts[y.site].matrix) for y in model.layers]
+
+
+def zeroed_values(model: Model, text: Batch, measure: Measure) -> list[Step]:
+    """Measure how much the vectors that leave a layer change without the value of one token there.
+
+    Every layer is given what it is given in the true run: rows differ within a layer only.
+
+    Parameters
+    ----------
+    model : Model
+    text : Batch
+        One text.
+    measure : callable
+        Takes the vectors without each token's value, ``[token, query, hidden]``, and the true ones.
+
+    Returns
+    -------
+    list of Step
+        One a layer, in order of computation.
+    """
+    _require_values(model)
+    layers = model.layers
+    links = {link.site: link for link in model.links()}
+    matrices: dict[Site, Tensor] = {}
+
+    def follow(tokens: range) -> None:
+        def zero(site: Site, values: Tensor) -> Tensor:
+            if site not in links:
+                return values
+            keys = text.streams[links[site].keys]
+            only = _split(values[1:], tokens, keys, axis=2)
+            return values - torch.cat([torch.zeros_like(values[:1]), only])
+
+        def after(layer: Layer, returned: Tensor) -> Tensor:
+            found = measure(returned[1:].float(), returned[0].float()).T
+            if layer.site not in matrices:
+                matrices[layer.site] = found.new_zeros(len(found), text.shape[1])
+            matrices[layer.site][:, tokens.start : tokens.stop] = found
+            return (
+                returned[:1].expand_as(returned).clone()
+            )  # the next layer is given the true vectors
+
+        inputs = repeated(text.inputs, 1 + len(tokens))
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(model.borrowed(inputs, [Edit(values=zero)]))
+            stack.enter_context(at_layers(model.network, layers, lambda layer, x: x, after))
+            model.forward(inputs)
+
+    for tokens in chunks(model, text):
+        follow(tokens)
+    return [(text.streams[layer.stream], matrices[layer.site]) for layer in layers]
+
+
+def _closed(model: Model, wanted: Sequence[tuple[Any, str]], accounts: Mapping[Any, Any]) -> None:
+    """Require an account that closes of everything that is wanted."""
+    for key, where in wanted:
+        if key not in accounts:
+            raise AttentionError(
+                f"the output projection of the attention at {where} was not seen",
+                remedy=REMEDY,
+            )
+        accounts[key].close(model.dtype)
+
+
+def output_parts(
+    model: Model, text: Batch, target: Target, sharing: Sharing, tokens: Sequence[range]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Follow the vectors that enter the first layers to the target.
+
+    Parameters
+    ----------
+    model : Model
+    text : Batch
+        One text.
+    target : Target
+        Of it: a logit, or a difference of logits.
+    sharing : {"absdot", "norm", "equal", "none"}
+        See `frozen.Sharing`.
+    tokens : sequence of range
+        Which tokens in each pass; with shared biases all must be in one.
+
+    Returns
+    -------
+    parts : Tensor
+        ``[token]``
+    constant : Tensor
+        Scalar: what biases add that are not shared.
+    score : Tensor
+        Scalar: the target.
+    """
+    if target.quantity != "logit":
+        raise InputError(
+            "only logits are sums of parts",
+            got=f"quantity {target.quantity}",
+            expected="logit",
+            remedy="use --quantity logit",
+        )
+    _require_values(model)
+    first = {layer.stream: layer for layer in reversed(model.layers)}
+    found: list[Tensor] = []
+    for run in tokens:
+        rows = Rows(len(run), sharing)
+        inputs = repeated(text.inputs, rows.total)
+
+        def enter(layer: Layer, given: Tensor, run: range = run, rows: Rows = rows) -> Tensor:
+            if first.get(layer.stream) is not layer:
+                return given
+            parts = _split(given, run, text.streams[layer.stream], axis=1)
+            return carrying(given, parts)
+
+        at = target[torch.zeros(rows.total, dtype=torch.long, device=model.device)]
+        starts = at_layers(model.network, tuple(first.values()), enter, lambda layer, x: x)
+        with _following(model, inputs, Frozen(rows)), starts:
+            score = model.value(inputs, at)
+            parts = parts_of(score)
+            if parts is None:
+                raise AttentionError(
+                    "no part of the input reaches the output",
+                    remedy="use a method that needs gradients only, such as integrated_gradients",
+                )
+            found.append(parts[: len(run)])
+            constant = parts[len(run) :].sum()
+            whole = plain(score)[0]
+    return torch.cat(found), constant, whole
