@@ -19,7 +19,9 @@ pytest.importorskip("lxt")
 SCRIPT = Path(__file__).with_name("lxt_relevance.py")
 
 
-@pytest.mark.parametrize(("method", "rules"), [("attnlrp", "attnLRP"), ("cp_lrp", "cp_LRP")])
+@pytest.mark.parametrize(
+    ("method", "rules"), [("attnlrp", "attnLRP"), ("cp_lrp:gate=coefficient", "cp_LRP")]
+)
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
 def test_relevance_equals_that_of_lxt(
     tiny_of: Callable[..., Model], tmp_path: Path, family: str, method: str, rules: str

@@ -159,7 +159,7 @@ class Frozen(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        base, in_place, swapped = _base(name)
+        base, in_place, swapped = base_of(name)
         rule = self._rule(base)
         if rule is None or not any(map(_carries, (*args, *kwargs.values()))):
             return func(*args, **kwargs)
@@ -272,7 +272,7 @@ class Frozen(TorchFunctionMode):
         return self._product(base, product, tuple(operands), {})
 
     def _layer_norm(self, base: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        x, shape, weight, bias, eps = _norm_arguments(args, kwargs, ("weight", "bias", "eps"))
+        x, shape, weight, bias, eps = norm_arguments(args, kwargs, ("weight", "bias", "eps"))
         axes = tuple(range(-len(shape), 0))
         value = func(plain(x), shape, weight, bias, eps)
         variance = plain(x).var(axes, correction=0, keepdim=True)
@@ -282,7 +282,7 @@ class Frozen(TorchFunctionMode):
         return result if bias is None else self._with_constant(result, bias, False)
 
     def _rms_norm(self, base: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        x, shape, weight, eps = _norm_arguments(args, kwargs, ("weight", "eps"))
+        x, shape, weight, eps = norm_arguments(args, kwargs, ("weight", "eps"))
         axes = tuple(range(-len(shape), 0))
         value = func(plain(x), shape, weight, eps)
         eps = torch.finfo(x.dtype).eps if eps is None else eps
@@ -304,12 +304,12 @@ def _carries(value: Any) -> bool:
     return parts_of(value) is not None
 
 
-def _base(name: str) -> tuple[str, bool, bool]:
+def base_of(name: str) -> tuple[str, bool, bool]:
     """Return what an operator is called as a function, whether in place, whether swapped.
 
     Examples
     --------
-    >>> _base("__iadd__"), _base("mul_"), _base("__rtruediv__"), _base("rsqrt")
+    >>> base_of("__iadd__"), base_of("mul_"), base_of("__rtruediv__"), base_of("rsqrt")
     (('add', True, False), ('mul', True, False), ('div', False, True), ('rsqrt', False, False))
     """
     if name.startswith("__") and name.endswith("__"):
@@ -331,7 +331,7 @@ def _has_rows(constant: Any, whole: Tensor) -> bool:
     return alike and len(constant) == len(whole) > 1
 
 
-def _norm_arguments(args: Any, kwargs: dict[str, Any], names: Sequence[str]) -> list[Any]:
+def norm_arguments(args: Any, kwargs: dict[str, Any], names: Sequence[str]) -> list[Any]:
     """Return the arguments of a norm in order, also those that are given by name or not at all."""
     defaults = {"weight": None, "bias": None, "eps": None if "bias" not in names else 1e-5}
     missing = ("input", "normalized_shape", *names)[len(args) :]
@@ -365,7 +365,7 @@ def frozen(network: nn.Module, mode: Frozen, attention: Collection[str]) -> Iter
         if given is None:
             return None
         if module not in kinds:
-            kinds[module] = _kind(module, args[0], output)
+            kinds[module] = kind_of(module, args[0], output)
         if kinds[module] == "activation":
             return scaled(given, output)
         if kinds[module] == "identity":
@@ -388,7 +388,7 @@ def frozen(network: nn.Module, mode: Frozen, attention: Collection[str]) -> Iter
             handle.remove()
 
 
-def _kind(module: nn.Module, given: Tensor, value: Any) -> str:
+def kind_of(module: nn.Module, given: Tensor, value: Any) -> str:
     """Tell activations, coefficients (f(0) is not 0) and modules that mix numbers apart."""
     if not isinstance(value, Tensor) or value.shape != given.shape:
         return "other"

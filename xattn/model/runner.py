@@ -193,10 +193,15 @@ class Runner(ABC):
 
     def value(self, inputs: Mapping[str, Tensor], target: Target) -> Tensor:
         """Return the target ``[batch]`` of one forward pass."""
+        logits, asked = self.logits_for(inputs, target)
+        return asked(logits)
+
+    def logits_for(self, inputs: Mapping[str, Tensor], target: Target) -> tuple[Tensor, Target]:
+        """Return the logits that a target needs, and the target as it reads them."""
         if target.position is None:
-            return target(self.forward(inputs))
+            return self.forward(inputs), target
         keep, place = torch.unique(target.position, return_inverse=True)
-        return replace(target, position=place)(self.forward(inputs, keep))
+        return self.forward(inputs, keep), replace(target, position=place)
 
     def backward(self, score: Tensor, sources: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return the derivative of each example's score by each source."""
