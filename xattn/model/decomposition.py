@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NoReturn, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from xattn.errors import AttentionError, InputError
 from xattn.model.adapter import Model
 from xattn.model.attach import TOLERANCE
-from xattn.model.frozen import Frozen, Rows, Sharing, by_row, carrying, frozen, parts_of, plain
+from xattn.model.frozen import Frozen, Lanes, Sharing, frozen
 from xattn.model.layers import Layer, first_tensor
 from xattn.model.tap import Change, Edit, Site
 from xattn.types import Batch, Target
@@ -136,14 +136,13 @@ def at_layers(
             handle.remove()
 
 
-def _split(vectors: Tensor, tokens: range, stream: slice, axis: int) -> Tensor:
-    """Return one part a row: the vector of one token, if it is of the stream, and zeros."""
-    parts = torch.zeros_like(vectors)
-    for row, token in enumerate(tokens):
+def _single(tokens: range, stream: slice, lanes: int, like: Tensor) -> Tensor:
+    """Return ``[lane, token]``: 1 where a lane is of that token of the stream, else 0."""
+    mask = torch.zeros(lanes, stream.stop - stream.start, dtype=like.dtype, device=like.device)
+    for lane, token in enumerate(tokens):
         if stream.start <= token < stream.stop:
-            index = (row, *[slice(None)] * (axis - 1), token - stream.start)
-            parts[index] = vectors[index]
-    return parts
+            mask[lane, token - stream.start] = 1
+    return mask
 
 
 def _require_values(model: Model) -> None:
@@ -161,7 +160,7 @@ def _following(
     model: Model, inputs: Mapping[str, Tensor], mode: Frozen, values: Change | None = None
 ) -> Iterator[None]:
     """Hold the network for one forward pass that carries parts, attention held still."""
-    edit = Edit(probabilities=lambda site, p: plain(p), values=values)
+    edit = Edit(probabilities=lambda site, p: mode.drop(p), values=values)
     attention = frozenset(link.site.module for link in model.links())
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
@@ -206,62 +205,57 @@ class _Account:
 
 
 class _Pass:
-    """One forward pass that carries the parts of some tokens; see `frozen.Rows` for its rows."""
+    """One forward pass that follows the parts of some tokens."""
 
     def __init__(
         self, model: Model, text: Batch, tokens: range, measure: Measure, accounts: dict[Any, Any]
     ) -> None:
         self.model, self.text, self.tokens, self.measure = model, text, tokens, measure
         self.accounts = accounts
-        self.numbers = {link.site: number for number, link in enumerate(model.links())}
-        # one row more than tokens: what attention adds, to see whether it arrives
-        self.rows, self.tracer = Rows(len(tokens) + 1, aside=True), len(tokens)
-        self.mode = Frozen(self.rows, self.project)
+        self.links = model.links()
+        self.numbers = {link.site: number for number, link in enumerate(self.links)}
+        # one lane more than tokens: what attention adds, to see whether it arrives
+        self.lanes, self.tracer = Lanes(len(tokens) + 1, aside=True), len(tokens)
+        self.mode = Frozen(self.lanes, self.project)
 
-    def project(self, number: int, product: Tensor) -> Tensor:
-        """Take what comes out of an attention's output projection; return what goes on."""
-        if len(product) % self.rows.total:
-            self._refuse_layout(str(self.model.links()[number].site), product)
-        parts = by_row(cast(Tensor, parts_of(product)), self.rows.total).clone()
-        parts[self.tracer] = by_row(plain(product), self.rows.total)[0]
-        return carrying(product, parts.flatten(0, 1))
-
-    def _refuse_layout(self, where: str, vectors: Tensor) -> NoReturn:
-        raise AttentionError(
-            f"the vectors at {where} are not laid out by text and token",
-            got=str(list(vectors.shape)),
-            expected=f"[{self.rows.total}, token, hidden]",
-            remedy=REMEDY,
-        )
+    def project(self, number: int, product: Tensor) -> None:
+        """Take what comes out of an attention's output projection."""
+        parts = cast(Tensor, self.mode.parts(product))
+        parts[self.tracer] = product
 
     def inject(self, site: Site, values: Tensor) -> Tensor:
         """Make the values of each token a part."""
         number = self.numbers.get(site)
         if number is None:
             return values
-        keys = self.text.streams[self.model.links()[number].keys]
-        if values.shape[0] != self.rows.total or values.shape[2] != keys.stop - keys.start:
-            raise AttentionError(
-                f"the values at {site} are not laid out by text and token",
-                got=str(list(values.shape)),
-                remedy=REMEDY,
-            )
-        self.mode.awaiting = number
-        values = plain(values).clone()  # heads may share them (Falcon)
-        return carrying(values, _split(values, self.tokens, keys, axis=2))
+        keys = self.text.streams[self.links[number].keys]
+        with self.mode.still():
+            if values.shape[0] != 1 or values.shape[2] != keys.stop - keys.start:
+                raise AttentionError(
+                    f"the values at {site} are not laid out by text and token",
+                    got=str(list(values.shape)),
+                    remedy=REMEDY,
+                )
+            self.mode.awaiting = number
+            mask = _single(self.tokens, keys, self.lanes.total, values)
+            return self.mode.carry(values, values * mask[:, None, None, :, None])
 
     def keep(self, key: Any, where: str, queries: int, vectors: Tensor) -> None:
-        """Measure the parts that vectors ``[row, query, hidden]`` carry, and take account."""
-        parts, value, count = parts_of(vectors), plain(vectors), self.tracer
+        """Measure the parts of vectors ``[text, query, hidden]``, and take account."""
+        parts, value, count = self.mode.parts(vectors), vectors.detach(), self.tracer
         if parts is None:
             raise AttentionError(
-                f"no part of a token reaches the vectors at {where}",
+                f"no part of a token reaches the vectors at {where}", remedy=REMEDY
+            )
+        if value.shape[:-1] not in ((1, queries), (queries,)):  # GPT-2 folds texts and tokens
+            raise AttentionError(
+                f"the vectors at {where} are not laid out by text and token",
+                got=str(list(value.shape)),
+                expected=f"[1, {queries}, hidden]",
                 remedy=REMEDY,
             )
-        rows = self.rows.total  # texts and tokens may share an axis (GPT-2)
-        if value.shape[:-1] not in ((rows, queries), (rows * queries,)):
-            self._refuse_layout(where, value)
-        parts, value = (x.float().reshape(rows, queries, -1) for x in (parts, value))
+        value = value.float().reshape(queries, -1)
+        parts = parts.float().reshape(len(parts), queries, -1)
         if not bool(parts[self.tracer].any()):
             raise AttentionError(
                 f"what attention adds does not reach the vectors at {where}",
@@ -269,7 +263,7 @@ class _Pass:
                 remedy=REMEDY,
             )
         constant, left_out = parts[count + 1], parts[count + 2]
-        whole = value[0] - left_out
+        whole = value - left_out
         if key not in self.accounts:
             matrix = whole.new_zeros(len(whole), self.text.shape[1])
             rest = whole - constant
@@ -282,9 +276,8 @@ class _Pass:
 
     def run(self) -> None:
         """Run the network."""
-        inputs = repeated(self.text.inputs, self.rows.total)
-        with _following(self.model, inputs, self.mode, self.inject), self.watched():
-            self.model.forward(inputs)
+        with _following(self.model, self.text.inputs, self.mode, self.inject), self.watched():
+            self.model.forward(self.text.inputs)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -295,10 +288,11 @@ class _Pass:
 class _AttentionPass(_Pass):
     """Follows values to the output projection of their attention, and no further."""
 
-    def project(self, number: int, product: Tensor) -> Tensor:
-        product, link = super().project(number, product), self.model.links()[number]
+    def project(self, number: int, product: Tensor) -> None:
+        super().project(number, product)
+        link = self.links[number]
         self.keep(number, str(link.site), self.text.widths[link.queries], product)
-        return plain(product)  # type: ignore[no-any-return]
+        self.mode.drop(product)
 
 
 class _LayerPass(_Pass):
@@ -318,29 +312,34 @@ class _LayerPass(_Pass):
         self.layers = model.layers  # found by running the network, so not within a pass
         self.layer: Layer | None = None
 
-    def project(self, number: int, product: Tensor) -> Tensor:
+    def project(self, number: int, product: Tensor) -> None:
+        super().project(number, product)
         self.mode.skipping, self.mode.left_out = True, False
-        return super().project(number, product)
 
     def before(self, layer: Layer, given: Tensor) -> Tensor:
         self.mode.skipping, self.mode.left_out, self.layer = False, False, layer
         stream = self.text.streams[layer.stream]
-        given = plain(given)
-        return carrying(given, _split(given, self.tokens, stream, axis=1))
+        with self.mode.still():
+            mask = _single(self.tokens, stream, self.lanes.total, given)
+            return self.mode.carry(given, given * mask[:, None, :, None])
 
     def after(self, layer: Layer, returned: Tensor) -> Tensor:
-        if self.layer is not None:
-            self.keep(layer.site, str(layer.site), returned.shape[1], returned)
-            self.layer = None
+        self.end(layer, returned)
         self.mode.skipping = False
-        return plain(returned)  # type: ignore[no-any-return]
+        return self.mode.drop(returned)
+
+    def end(self, layer: Layer, vectors: Tensor) -> None:
+        """Take what a layer puts out, once."""
+        if self.layer is not None:
+            with self.mode.still():
+                self.keep(layer.site, str(layer.site), vectors.shape[1], vectors)
+            self.layer = None
 
     def meet(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """See whether a module is given the sum behind the feed-forward block: a norm follows."""
         given = first_tensor(args, kwargs) if self.mode.left_out and self.layer else None
-        if given is not None and parts_of(given) is not None and self.layer is not None:
-            self.keep(self.layer.site, str(self.layer.site), given.shape[1], given)
-            self.layer = None
+        if given is not None and self.layer is not None and self.mode.parts(given) is not None:
+            self.end(self.layer, given)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -453,8 +452,9 @@ def zeroed_values(model: Model, text: Batch, measure: Measure) -> list[Step]:
             if site not in links:
                 return values
             keys = text.streams[links[site].keys]
-            only = _split(values[1:], tokens, keys, axis=2)
-            return values - torch.cat([torch.zeros_like(values[:1]), only])
+            kept = 1 - _single(tokens, keys, len(tokens), values)
+            kept = torch.cat([torch.ones_like(kept[:1]), kept])
+            return values * kept[:, None, :, None]
 
         def after(layer: Layer, returned: Tensor) -> Tensor:
             found = measure(returned[1:].float(), returned[0].float()).T
@@ -525,26 +525,25 @@ def output_parts(
     first = {layer.stream: layer for layer in reversed(model.layers)}
     found: list[Tensor] = []
     for run in tokens:
-        rows = Rows(len(run), sharing)
-        inputs = repeated(text.inputs, rows.total)
+        mode = Frozen(Lanes(len(run), sharing))
 
-        def enter(layer: Layer, given: Tensor, run: range = run, rows: Rows = rows) -> Tensor:
+        def enter(layer: Layer, given: Tensor, run: range = run, mode: Frozen = mode) -> Tensor:
             if first.get(layer.stream) is not layer:
                 return given
-            parts = _split(given, run, text.streams[layer.stream], axis=1)
-            return carrying(given, parts)
+            with mode.still():
+                stream = text.streams[layer.stream]
+                mask = _single(run, stream, mode.lanes.total, given)
+                return mode.carry(given, given * mask[:, None, :, None])
 
-        at = target[torch.zeros(rows.total, dtype=torch.long, device=model.device)]
         starts = at_layers(model.network, tuple(first.values()), enter, lambda layer, x: x)
-        with _following(model, inputs, Frozen(rows)), starts:
-            score = model.value(inputs, at)
-            parts = parts_of(score)
-            if parts is None:
-                raise AttentionError(
-                    "no part of the input reaches the output",
-                    remedy="use a method that needs gradients only, such as integrated_gradients",
-                )
-            found.append(parts[: len(run)])
-            constant = parts[len(run) :].sum()
-            whole = plain(score)[0]
+        with _following(model, text.inputs, mode), starts:
+            score = model.value(text.inputs, target)
+            parts = mode.parts(score)
+        if parts is None:
+            raise AttentionError(
+                "no part of the input reaches the output",
+                remedy="use a method that needs gradients only, such as integrated_gradients",
+            )
+        found.append(parts[: len(run), 0])
+        constant, whole = parts[len(run) :].sum(), score[0]
     return torch.cat(found), constant, whole

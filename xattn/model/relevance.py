@@ -12,8 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from xattn.errors import AttentionError, ModelError
-from xattn.model.frozen import LINEAR, ORDER, base_of, norm_arguments
-from xattn.model.rules import Differences, Gate, Part, Relevance, Rules, depends, ruled
+from xattn.model.frozen import LINEAR, ORDER, base_of
+from xattn.model.rules import (
+    Differences,
+    Gate,
+    Part,
+    Relevance,
+    Rules,
+    depends,
+    norm_arguments,
+    ruled,
+)
 from xattn.model.tap import Edit
 from xattn.types import Batch, Target
 

@@ -22,7 +22,7 @@ compositions of these for softmax and norms. Differences add up exactly.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -36,15 +36,14 @@ from xattn.model.frozen import (
     COEFFICIENTS,
     LINEAR,
     ORDER,
-    PRODUCTS,
     base_of,
     kind_of,
-    norm_arguments,
 )
 
 Function = Callable[[Tensor], Tensor]
 Part = Literal["coefficient", "derivative"]
 Gate = Literal["half", "coefficient"]
+PRODUCTS = frozenset({"mul", "multiply", "matmul", "bmm", "mm"})
 SOFTMAX = frozenset({"softmax", "log_softmax"})
 ELEMENTWISE = frozenset(
     {"sigmoid", "erf", "exp", "sqrt", "rsqrt", "reciprocal", "pow", "square", "log", "softplus",
@@ -67,6 +66,13 @@ def held(value: Any) -> Any:
 def valued(path: Tensor, value: Tensor) -> Tensor:
     """Return a tensor with the derivative of `path` and another value."""
     return path + (value - path).detach()
+
+
+def norm_arguments(args: Any, kwargs: dict[str, Any], names: Sequence[str]) -> list[Any]:
+    """Return the arguments of a norm in order, also those that are given by name or not at all."""
+    defaults = {"weight": None, "bias": None, "eps": None if "bias" not in names else 1e-5}
+    missing = ("input", "normalized_shape", *names)[len(args) :]
+    return [*args, *(kwargs.get(name, defaults.get(name)) for name in missing)]
 
 
 class Rules(TorchFunctionMode):
