@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import xattn
-from xattn.errors import InputError, ModelError, UnknownNameError
+from xattn.errors import InputError, ModelError, UnknownNameError, XattnWarning
 from xattn.model import Model
 from xattn.registry import Registry
 from xattn.testing import TEXTS
@@ -132,3 +132,26 @@ def test_scores_of_the_wrong_shape_name_both_shapes(demo: Model) -> None:
     method = returning(lambda batch: torch.zeros(3))
     with pytest.raises(ModelError, match=r"wrong shape: got \[3\], expected \[batch, token\]"):
         xattn.explain(demo, ["A film."], [method])  # type: ignore[list-item]
+
+
+def test_a_gap_that_stays_open_is_told(tiny_of: Callable[..., Model]) -> None:
+    spec = "integrated_gradients:steps=1,max_steps=1"
+    with pytest.warns(XattnWarning, match=r"do not sum .* in \d of 3 texts: the widest gap is"):
+        items = xattn.explain(tiny_of("bert"), TEXTS, [spec])
+    assert max(abs(item.gap or 0) for item in items) > 0.01
+
+
+def test_scores_that_are_no_numbers_name_the_layer(tiny_of: Callable[..., Model]) -> None:
+    model = tiny_of("bert")
+    layer = model.network.bert.encoder.layer[1].output
+
+    class Root(torch.nn.Module):
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return torch.sqrt((hidden * 0) ** 2) + hidden
+
+    layer.dense = torch.nn.Sequential(layer.dense, Root())
+    message = r"saliency returned scores that are not finite: got nan in .*, arisen in the gradient"
+    with pytest.raises(
+        ModelError, match=message + r" at the output of bert.encoder.layer.1.output"
+    ):
+        xattn.explain(model, TEXTS[:1], ["saliency"])

@@ -32,6 +32,8 @@ T = TypeVar("T")
 
 ALL = "all"
 """Stands for every registered method that takes the model and the texts."""
+GAP = 0.05
+"""Largest gap that goes without a warning, relative to what the scores must sum to."""
 DEFAULT_METHODS = ("attention", "rollout", "flow", "integrated_gradients", "attention_gradient")
 
 
@@ -244,7 +246,30 @@ def explain_aims(
         if progress is not None:
             progress(len(positions))
     ordered = [results[i, j] for i in range(len(cases)) for j in range(len(built))]
+    for number in range(len(built)):
+        _warn_of_gaps(ordered[number :: len(built)])
     return Explanations(ordered, len(built))
+
+
+def _warn_of_gaps(items: Sequence[Attribution]) -> None:
+    """Warn if scores of a method do not sum to what they must, naming the widest gap."""
+    wide = []
+    for item in items:
+        if item.gap is not None:
+            mass = float(np.abs(item.scores).sum())
+            # parts that cancel leave rounding behind
+            size = max(abs(float(item.scores.sum()) - item.gap), mass / 10)
+            if abs(item.gap) > GAP * size:
+                wide.append((abs(item.gap) / size, item))
+    if wide:
+        share, worst = max(wide, key=lambda pair: pair[0])
+        warnings.warn(
+            f"the scores of {worst.method} do not sum to what they must in {len(wide)} of "
+            f"{len(items)} texts: the widest gap is {worst.gap:+.2g} ({share:.0%}) in "
+            f"{worst.text[:40]!r}; it stands with the result, and more steps may close it",
+            XattnWarning,
+            stacklevel=3,
+        )
 
 
 def _encoded(
