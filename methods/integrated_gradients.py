@@ -15,7 +15,7 @@ from xattn.kinds import Complete
 from xattn.model import Model
 from xattn.model.points import gradients_at
 from xattn.registry import register
-from xattn.types import Batch, Target
+from xattn.types import Batch, Floats, Target
 
 
 @register(
@@ -51,14 +51,24 @@ class IntegratedGradients(Complete):
         Largest gap, relative to ``|y(e) − y(e′)|``.
     max_steps : int
         No more points than this; what gap is left is recorded with the result.
+    rule : {"gauss-legendre", "riemann"}
+        How points and weights are chosen. Riemann's sum (right ends of equal steps) is for
+        comparison: it needs several times as many.
     """
 
     baseline: Literal["auto", "mask", "pad", "unk", "zero"] = "auto"
     steps: int = 8
     tolerance: float = 0.01
     max_steps: int = 256
+    rule: Literal["gauss-legendre", "riemann"] = "gauss-legendre"
 
     def __post_init__(self) -> None:
+        if self.rule not in ("gauss-legendre", "riemann"):
+            raise InputError(
+                "rule of integrated_gradients",
+                got=repr(self.rule),
+                expected="gauss-legendre or riemann",
+            )
         if self.baseline not in ("auto", "mask", "pad", "unk", "zero"):
             raise InputError(
                 "baseline of integrated_gradients",
@@ -107,9 +117,10 @@ class IntegratedGradients(Complete):
         path: tuple[Tensor, Tensor],
     ) -> Tensor:
         """Return the scores of `rows`, ``[row, token]``, with a sum of `steps` points."""
-        nodes, weights = np.polynomial.legendre.leggauss(steps)
-        alphas = torch.tensor((nodes + 1) / 2, dtype=torch.float32, device=model.device)
-        shares = torch.tensor(weights / 2, dtype=torch.float32, device=model.device)
+        alphas, shares = (
+            torch.tensor(values, dtype=torch.float32, device=model.device)
+            for values in points(self.rule, steps)
+        )
         start, change = path
         # Every (text, point) is an input of its own; under the budget they share a pass.
         texts, at = rows.repeat_interleave(steps), alphas.repeat(len(rows))[:, None, None]
@@ -123,3 +134,17 @@ class IntegratedGradients(Complete):
             parts = (change[texts[some]].float() * gradient).sum(-1)
             scores.index_add_(0, texts[some], share[some] * parts)
         return scores[rows]
+
+
+def points(rule: str, steps: int) -> tuple[Floats, Floats]:
+    """Return places on the way from 0 to 1 and their weights, ``[step]`` each.
+
+    Examples
+    --------
+    >>> points("riemann", 2)
+    (array([0.5, 1. ]), array([0.5, 0.5]))
+    """
+    if rule == "riemann":
+        return np.arange(1, steps + 1) / steps, np.full(steps, 1 / steps)
+    nodes, weights = np.polynomial.legendre.leggauss(steps)
+    return (nodes + 1) / 2, weights / 2

@@ -61,6 +61,26 @@ def test_integrated_gradients_equal_captum_on_random_models(
     assert close(got.scores, captum_scores(model, TEXTS[0], 20))
 
 
+def test_riemann_sums_equal_captum(demo: Model) -> None:
+    batch = demo.batch(demo.encode([TEXTS[0]]))
+    label = int(demo.target(batch).label)
+    start = torch.where(batch.special, batch.inputs["input_ids"], demo.token_id("auto"))
+    method = LayerIntegratedGradients(
+        lambda ids: (
+            demo.network(
+                input_ids=ids, attention_mask=batch.inputs["attention_mask"].expand(len(ids), -1)
+            ).logits
+        ),
+        demo.network.get_input_embeddings(),
+    )
+    expected = method.attribute(
+        batch.inputs["input_ids"], start, target=label, n_steps=10, method="riemann_right"
+    ).sum(-1)[0]
+    spec = "integrated_gradients:steps=10,max_steps=10,rule=riemann"
+    item = xattn.explain(demo, [TEXTS[0]], [spec])[0]
+    assert close(item.scores, expected.detach().double().numpy())
+
+
 def test_gaps_close_on_the_demo_model(demo: Model) -> None:
     batch = demo.batch(demo.encode(TEXTS))
     target = demo.target(batch)
@@ -188,6 +208,7 @@ def test_the_planted_word_comes_first(demo: Model, spec: str, text: str, words: 
     ("spec", "message"),
     [
         ("integrated_gradients:baseline=mean", "baseline of integrated_gradients: got 'mean'"),
+        ("integrated_gradients:rule=simpson", "rule of integrated_gradients: got 'simpson'"),
         ("integrated_gradients:steps=0", "steps of integrated_gradients: got 0"),
         ("integrated_gradients:tolerance=0", "tolerance of integrated_gradients: got 0"),
     ],
