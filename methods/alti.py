@@ -11,7 +11,8 @@ from torch import Tensor
 
 from xattn.errors import InputError
 from xattn.model import Model
-from xattn.model.decomposition import layer_parts, normalised, roll_out, singles
+from xattn.model.decomposition import layer_parts
+from xattn.model.mixing import normalised, roll_out, singles
 from xattn.registry import register
 from xattn.types import Batch, Target
 

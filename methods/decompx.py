@@ -11,8 +11,9 @@ from torch import Tensor
 from xattn.errors import AttentionError, InputError
 from xattn.model import Model
 from xattn.model.attach import TOLERANCE
-from xattn.model.decomposition import chunks, output_parts, singles
-from xattn.model.frozen import Sharing
+from xattn.model.decomposition import output_parts
+from xattn.model.lanes import Sharing
+from xattn.model.mixing import chunks, singles
 from xattn.registry import register
 from xattn.types import Batch, Target
 

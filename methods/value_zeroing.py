@@ -10,7 +10,8 @@ from torch import Tensor
 
 from xattn.errors import InputError
 from xattn.model import Model
-from xattn.model.decomposition import normalised, roll_out, singles, zeroed_values
+from xattn.model.mixing import normalised, roll_out, singles
+from xattn.model.zeroing import zeroed_values
 from xattn.registry import register
 from xattn.types import Batch, Target
 
