@@ -283,8 +283,20 @@ def layer_parts(model: Model, text: Batch, measure: Measure, point: Point) -> li
     """
     require_values(model)
     accounts: dict[Site, _Account] = {}
-    for tokens in chunks(model, text):
-        _LayerPass(model, text, tokens, measure, accounts, point).run()
+
+    def follow(lean: bool) -> bool:
+        accounts.clear()
+        for tokens in chunks(model, text):
+            run = _LayerPass(model, text, tokens, measure, accounts, point)
+            run.mode.lean = lean
+            run.run()
+            if lean and run.mode.leaked:
+                return False
+        return True
+
+    # queries, keys and values need no parts, unless something else leaves attention, too
+    if not follow(lean=True):
+        follow(lean=False)
     _closed(model, [(layer.site, str(layer.site)) for layer in model.layers], accounts)
     return [(text.streams[y.stream], accounts[y.site].matrix) for y in model.layers]
 

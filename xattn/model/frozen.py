@@ -71,6 +71,11 @@ class Frozen(TorchFunctionMode):
         """The attention whose output projection comes next."""
         self.skipping = False
         """Whether linear maps hand on nothing: set by whoever leaves out feed-forward blocks."""
+        self.lean = False
+        """Whether they hand on nothing within attention, where values are given parts anew."""
+        self.leaked = False
+        """Whether something that was skipped went another way than through a sum after attention:
+        then nothing may be skipped within attention."""
         self.left_out = False
         """Whether something that was skipped was added since this was last set to False."""
         self.attending = 0
@@ -88,6 +93,7 @@ class Frozen(TorchFunctionMode):
     def carry(self, tensor: Tensor, parts: Tensor) -> Tensor:
         """Say what the parts of a tensor are, and return it."""
         self._parts[tensor] = parts
+        self._skipped.pop(tensor, None)
         return tensor
 
     def drop(self, tensor: Tensor) -> Tensor:
@@ -181,7 +187,11 @@ class Frozen(TorchFunctionMode):
             "layer_norm": self._layer_norm,
             "rms_norm": self._rms_norm,
         }
-        return rules.get(base, self._derivative)
+        return rules.get(base, self._other)
+
+    def _other(self, call: Call, result: Any) -> tuple[Tensor, ...]:
+        self.leaked |= any(t in self._skipped and t not in self._parts for t in call.tensors())
+        return self._derivative(call, result)
 
     def _derivative(self, call: Call, result: Any) -> tuple[Tensor, ...]:
         """Return the parts of every result: the derivative along the parts of all operands."""
@@ -233,6 +243,7 @@ class Frozen(TorchFunctionMode):
         effect = call.run({id(source): torch.zeros_like(source)})
         skipped = isinstance(constant, Tensor) and constant in self._skipped
         self.left_out |= skipped
+        self.leaked |= skipped and self.attending > 0
         return self.lanes.add(parts, effect.expand_as(result), skipped=skipped)
 
     def _linear(self, call: Call, result: Tensor) -> Tensor | None:
@@ -261,7 +272,8 @@ class Frozen(TorchFunctionMode):
         return self.lanes.add(parts, constant.expand_as(result))
 
     def _skips(self) -> bool:
-        return self.skipping and self.awaiting is None
+        skipping = self.skipping or (self.lean and self.attending > 0)
+        return skipping and self.awaiting is None
 
     def _quotient(self, call: Call, result: Tensor) -> Tensor | None:
         dividend, divisor = call.operand(0, "input"), call.operand(1, "other")
