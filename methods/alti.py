@@ -30,7 +30,7 @@ from xattn.types import Batch, Target
 class Alti:
     """How near the part of a token comes to what the attention block puts out, rolled out.
 
-    ``c_ij = max(0, ‖y_i‖₁ − ‖y_i − T_i(x_j)‖₁)`` with rows normalised to 1 (equations 9 and 10),
+    ``c_ij = max(0, ‖y_i‖₁ − ‖y_i − T_i(x_j)‖₁)`` with rows normalised to 1,
     where ``y_i`` is the output of the attention block with residual connection and layer norm, and
     ``T_i(x_j)`` the part of it that comes from token ``j``; then ``s = r · C_L · ... · C_1`` from
     the readout ``r``. A long part that points away from the output does not count; a token

@@ -29,7 +29,7 @@ class GlobEnc:
     """How long the part is that a token has in what a layer puts out, rolled out.
 
     ``N_l[i, j] = ‖x̃_ij‖`` where ``x̃_ij = g₂(g₁(Σ_h α_h[i, j] f_h(x_j) + 1[i = j] x_i))``
-    (equations 5 to 9): what attention and the residual connection bring from token ``j``, under
+    (section 3, N_ENC): what attention and the residual connection bring from token ``j``, under
     both layer norms with the statistics of the true run and without their bias. The feed-forward
     block is passed by in its residual connection, as in the paper. Rows are normalised to 1 and
     chained from the readout ``r`` down: ``s = r · N_L · ... · N_1``. The parts, the biases and the
