@@ -370,13 +370,16 @@ def frozen(network: nn.Module, mode: Frozen, attention: Collection[str]) -> Iter
         mode.paused -= 1
         if not any(map(mode.known, (*args, *kwargs.values()))) or mode.known(output):
             return None
-        kind = "other"
+        if output is None:  # the module has raised
+            return None
+        if len(args) != 1 or kwargs:
+            return module.forward(*args, **kwargs)
         with mode.still():
-            if len(args) == 1 and not kwargs and isinstance(output, Tensor):
-                kind = kinds.setdefault(module, _kind(module, args[0], output))
-                if kind == "activation":
-                    _activated(mode, args[0], output)
-        return module.forward(*args, **kwargs) if kind == "other" else None
+            if module not in kinds:
+                kinds[module] = _kind(module, args[0], output)
+            if kinds[module] == "activation":
+                _activated(mode, args[0], output)
+        return module.forward(*args) if kinds[module] == "other" else None
 
     handles = []
     try:
