@@ -11,7 +11,8 @@ from torch import Tensor
 
 from xattn.errors import InputError
 from xattn.model import Model
-from xattn.model.decomposition import layer_parts, normalised, roll_out, singles
+from xattn.model.decomposition import layer_parts
+from xattn.model.mixing import normalised, roll_out, singles
 from xattn.registry import register
 from xattn.types import Batch, Target
 
@@ -29,11 +30,12 @@ from xattn.types import Batch, Target
 class Alti:
     """How near the part of a token comes to what the attention block puts out, rolled out.
 
-    ``c_ij = max(0, ‖y_i‖₁ − ‖y_i − T_i(x_j)‖₁)`` with rows normalised to 1 (equations 9 and 10),
+    ``c_ij = max(0, ‖y_i‖₁ − ‖y_i − T_i(x_j)‖₁)`` with rows normalised to 1,
     where ``y_i`` is the output of the attention block with residual connection and layer norm, and
     ``T_i(x_j)`` the part of it that comes from token ``j``; then ``s = r · C_L · ... · C_1`` from
-    the readout ``r``. A long part that points away from the output does not count. The parts and
-    the biases sum to ``y``, which is verified on every text. Scores are unsigned, without unit,
+    the readout ``r``. A long part that points away from the output does not count; a token
+    that no part comes near to keeps to itself. The parts and the biases sum to ``y``, which is
+    verified on every text. Scores are unsigned, without unit,
     and sum to 1.
 
     Extensions: where norms stand before the blocks (GPT-2), ``y_i`` is what the attention block

@@ -11,8 +11,9 @@ from torch import Tensor
 from xattn.errors import AttentionError, InputError
 from xattn.model import Model
 from xattn.model.attach import TOLERANCE
-from xattn.model.decomposition import chunks, output_parts, singles
-from xattn.model.frozen import Sharing
+from xattn.model.decomposition import output_parts
+from xattn.model.lanes import Sharing
+from xattn.model.mixing import chunks, singles
 from xattn.registry import register
 from xattn.types import Batch, Target
 
@@ -32,9 +33,9 @@ class DecompX:
     Each vector in the network is a sum with a part for each token, ``x_i = Σ_j x_i⇐j``, from the
     vectors that enter the first layer (``x_i⇐i = x_i``) to the logits (section 3). Attention mixes
     parts with its probabilities; layer norms scale them by the statistics of the true run;
-    activations by ``f(x) / x`` of the true ``x``, the line through zero (equation 9); so does the
-    head. Scores are signed, in the target's unit. With shared biases they sum to the logit, without
-    to the logit minus what the biases add; that they do is verified on every text.
+    activations by ``f(x) / x`` of the true ``x``, the line through zero; so does the head. Scores
+    are signed, in the target's unit. With shared biases they sum to the logit, without to the logit
+    minus what the biases add; that they do is verified on every text.
 
     Extensions: gated units give half of the product to each factor, routers of experts hold still.
     The second stream of an encoder-decoder starts at its own first layer. Only logits are sums:
@@ -46,9 +47,9 @@ class DecompX:
     Attributes
     ----------
     bias : {"absdot", "norm", "equal", "none"}
-        Who gets a bias: every part by its absolute product with it (the paper's choice, equation
-        7), by its norm, all alike; or nobody. Biases are shared where they are added; the paper
-        does so for those of values once the heads are put together.
+        Who gets a bias: every part by its absolute product with it (the paper's choice), by its
+        norm, all alike; or nobody. Biases are shared where they are added; the paper does so for
+        those of values once the heads are put together.
     """
 
     bias: Sharing = "absdot"

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from xattn.errors import InputError
 from xattn.model import Model
-from xattn.model.decomposition import layer_parts, normalised, roll_out, singles
+from xattn.model.decomposition import layer_parts
+from xattn.model.mixing import normalised, roll_out, singles
 from xattn.registry import register
 from xattn.types import Batch, Target
 
@@ -28,7 +29,7 @@ class GlobEnc:
     """How long the part is that a token has in what a layer puts out, rolled out.
 
     ``N_l[i, j] = ‖x̃_ij‖`` where ``x̃_ij = g₂(g₁(Σ_h α_h[i, j] f_h(x_j) + 1[i = j] x_i))``
-    (equations 5 to 9): what attention and the residual connection bring from token ``j``, under
+    (section 3, N_ENC): what attention and the residual connection bring from token ``j``, under
     both layer norms with the statistics of the true run and without their bias. The feed-forward
     block is passed by in its residual connection, as in the paper. Rows are normalised to 1 and
     chained from the readout ``r`` down: ``s = r · N_L · ... · N_1``. The parts, the biases and the

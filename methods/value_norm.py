@@ -11,7 +11,8 @@ from torch import Tensor
 from xattn.errors import InputError
 from xattn.methods.rollout import check_residual
 from xattn.model import Model
-from xattn.model.decomposition import attention_parts, normalised, roll_out, singles
+from xattn.model.decomposition import attention_parts
+from xattn.model.mixing import normalised, roll_out, singles
 from xattn.registry import register
 from xattn.types import Batch, Target
 
@@ -28,9 +29,9 @@ from xattn.types import Batch, Target
 class ValueNorm:
     """How long the vectors are that a token's values add to what attention puts out, rolled out.
 
-    ``N_l[i, j] = ‖Σ_h α_h[i, j] f_h(x_j)‖`` with ``f_h(x) = (x W_V + b_V) W_O`` (equations 3 and
-    4): a token that is looked at much may have a value near zero. With the bias of the output
-    projection, the vectors sum to the attention's output, which is verified on every text. The
+    ``N_l[i, j] = ‖Σ_h α_h[i, j] f_h(x_j)‖`` with ``f_h(x) = (x W_V + b_V) W_O``: a token that is
+    looked at much may have a value near zero. With the bias of the output projection, the vectors
+    sum to the attention's output, which is verified on every text. The
     paper stops at each layer; here layers are chained as in rollout:
     ``s = r · M_L · ... · M_1`` with ``M_l = residual · I + (1 − residual) · N_l``, the rows of
     ``N_l`` summing to 1. In encoder-decoders cross-attention hands its share on to the source, as

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from xattn.errors import InputError
 from xattn.model import Model
-from xattn.model.decomposition import normalised, roll_out, singles, zeroed_values
+from xattn.model.mixing import normalised, roll_out, singles
+from xattn.model.zeroing import zeroed_values
 from xattn.registry import register
 from xattn.types import Batch, Target
 
@@ -27,7 +28,7 @@ from xattn.types import Batch, Target
 class ValueZeroing:
     """How much the vector of a token turns if another token's value is nothing, rolled out.
 
-    ``C_l[i, j] = distance(x̃_i, x̃_i without v_j)`` (equation 5): the vectors leave layer ``l``, in
+    ``C_l[i, j] = distance(x̃_i, x̃_i without v_j)``: the vectors leave layer ``l``, in
     which alone the value of token ``j`` is zero in all heads. Rows are normalised to 1 and chained
     from the readout ``r`` down: ``s = r · C_L · ... · C_1``. The whole layer is computed, its
     feed-forward block and norms included, and nothing is linearised. Scores are unsigned, without

@@ -155,7 +155,7 @@ def test_an_installed_package_adds_a_method(tmp_path: Path) -> None:
 def test_unknown_names_offer_the_nearest() -> None:
     with pytest.raises(UnknownNameError) as caught:
         registry.get("atention")
-    assert str(caught.value).startswith("unknown method: got 'atention', expected one of attention")
+    assert str(caught.value).startswith("unknown method: got 'atention', expected one of a")
     assert str(caught.value).endswith("did you mean 'attention'?")
 
 

@@ -141,7 +141,7 @@ def gelu(x: Array) -> Array:
 
 
 def share(parts: Array, bias: Array, rule: str) -> Array:
-    """Give a bias to the parts ``[i, j, hidden]``, by the rule of section 3.3."""
+    """Give a bias to the parts ``[i, j, hidden]``, by one of the paper's rules."""
     result = parts.copy()
     if rule == "none":
         return result

@@ -7,11 +7,9 @@ add and what was left out on purpose must sum to what the network itself compute
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -20,139 +18,14 @@ from torch import Tensor, nn
 from xattn.errors import AttentionError, InputError
 from xattn.model.adapter import Model
 from xattn.model.attach import TOLERANCE
-from xattn.model.frozen import Frozen, Lanes, Sharing, frozen
-from xattn.model.layers import Layer, first_tensor
+from xattn.model.frozen import Frozen, frozen
+from xattn.model.lanes import Lanes, Sharing
+from xattn.model.layers import Layer, at_layers, first_tensor
+from xattn.model.mixing import REMEDY, Measure, Step, chunks, require_values, single
 from xattn.model.tap import Change, Edit, Site
 from xattn.types import Batch, Target
 
-Measure = Callable[[Tensor, Tensor], Tensor]
-"""Takes parts ``[part, query, hidden]`` and their sum with biases ``[query, hidden]``, returns a
-number for each part and query, ``[part, query]``."""
 Point = Literal["block", "layer"]
-Step = tuple[slice, Tensor]
-"""Where the tokens that look stand on the token axis, and ``[query, token]``: at whom."""
-REMEDY = "use value_zeroing, or a method that follows attention alone, such as rollout"
-
-
-def roll_out(readout: Tensor, steps: Sequence[Step]) -> Tensor:
-    """Carry a row down through steps, last to first: rollout with other mixtures than attention's.
-
-    Parameters
-    ----------
-    readout : Tensor
-        ``[token]``: where the prediction is read from.
-    steps : sequence of Step
-        First layer first.
-
-    Examples
-    --------
-    >>> step = (slice(0, 2), torch.tensor([[0.5, 0.5], [1.0, 0.0]]))
-    >>> roll_out(torch.tensor([0.5, 0.5]), [step])
-    tensor([0.7500, 0.2500])
-    """
-    row = readout
-    for queries, matrix in reversed(steps):
-        looking, row = row[queries], row.clone()
-        row[queries] = 0
-        row = row + looking @ matrix
-    return row
-
-
-def normalised(steps: Sequence[Step]) -> list[Step]:
-    """Return steps whose rows sum to 1; a token to which nothing contributes keeps to itself.
-
-    Examples
-    --------
-    >>> [(_, matrix)] = normalised([(slice(0, 2), torch.tensor([[1.0, 3.0], [0.0, 0.0]]))])
-    >>> matrix
-    tensor([[0.2500, 0.7500],
-            [0.0000, 1.0000]])
-    """
-    found = []
-    for queries, matrix in steps:
-        matrix = matrix.clone()
-        matrix[:, queries].diagonal().add_((matrix.sum(-1) == 0).to(matrix.dtype))
-        found.append((queries, matrix / matrix.sum(-1, keepdim=True)))
-    return found
-
-
-def singles(model: Model, batch: Batch) -> Iterator[tuple[Tensor, Batch]]:
-    """Yield each text of a batch alone, without padding, and where its tokens were."""
-    for i, encoding in enumerate(batch.encodings):
-        columns = torch.from_numpy(batch.columns(i)).to(model.device)
-        yield columns, model.batch([encoding])
-
-
-def repeated(inputs: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
-    """Return the inputs of one text, as often as there are rows."""
-    return {name: tensor.expand(rows, *tensor.shape[1:]) for name, tensor in inputs.items()}
-
-
-def chunks(model: Model, batch: Batch) -> list[range]:
-    """Return the tokens of a text in runs whose copies of the text stay within the budget."""
-    tokens = batch.shape[1]
-    size = max(1, model.budget // tokens)
-    return [range(start, min(start + size, tokens)) for start in range(0, tokens, size)]
-
-
-@contextmanager
-def at_layers(
-    network: nn.Module,
-    layers: Sequence[Layer],
-    before: Callable[[Layer, Tensor], Tensor],
-    after: Callable[[Layer, Tensor], Tensor],
-) -> Iterator[None]:
-    """Put something else in place of the vectors that enter and leave layers."""
-    known = {layer.site: layer for layer in layers}
-    calls: dict[str, int] = defaultdict(int)
-    handles = []
-
-    def enter(name: str, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        layer, given = known.get(Site(name, calls[name])), first_tensor(args, kwargs)
-        if layer is None or given is None:
-            return None
-        new = before(layer, given)
-        swapped = tuple(new if value is given else value for value in args)
-        return swapped, {k: new if v is given else v for k, v in kwargs.items()}
-
-    def leave(name: str, module: nn.Module, args: Any, output: Any) -> Any:
-        layer, returned = known.get(Site(name, calls[name])), first_tensor(output)
-        calls[name] += 1
-        if layer is None or returned is None:
-            return None
-        new = after(layer, returned)
-        if isinstance(output, (tuple, list)):
-            return type(output)(new if value is returned else value for value in output)
-        return new
-
-    try:
-        for name in {layer.site.module for layer in layers}:
-            module = network.get_submodule(name)
-            handles.append(module.register_forward_pre_hook(partial(enter, name), with_kwargs=True))
-            handles.append(module.register_forward_hook(partial(leave, name)))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _single(tokens: range, stream: slice, lanes: int, like: Tensor) -> Tensor:
-    """Return ``[lane, token]``: 1 where a lane is of that token of the stream, else 0."""
-    mask = torch.zeros(lanes, stream.stop - stream.start, dtype=like.dtype, device=like.device)
-    for lane, token in enumerate(tokens):
-        if stream.start <= token < stream.stop:
-            mask[lane, token - stream.start] = 1
-    return mask
-
-
-def _require_values(model: Model) -> None:
-    missing = {"probabilities", "values"} - model.attach().serves
-    if missing:
-        raise AttentionError(
-            f"the {' and '.join(sorted(missing))} of {type(model.network).__name__} cannot be "
-            "followed",
-            remedy="use a method that only reads attention, such as attention or rollout",
-        )
 
 
 @contextmanager
@@ -168,15 +41,7 @@ def _following(
         # before the tap: what follows softmaxes through a network must see them first
         stack.enter_context(frozen(model.network, mode, attention))
         stack.enter_context(model.borrowed(inputs, [edit]))
-        try:
-            yield
-        except NotImplementedError as error:
-            raise AttentionError(
-                f"no part can be followed through {type(model.network).__name__}",
-                got=str(error).partition(". ")[0],
-                expected="operations with a forward-mode derivative",
-                remedy="use value_zeroing; models of experts: experts_implementation='eager'",
-            ) from error
+        yield
 
 
 @dataclass(eq=False)
@@ -237,7 +102,7 @@ class _Pass:
                     remedy=REMEDY,
                 )
             self.mode.awaiting = number
-            mask = _single(self.tokens, keys, self.lanes.total, values)
+            mask = single(self.tokens, keys, self.lanes.total, values)
             return self.mode.carry(values, values * mask[:, None, None, :, None])
 
     def keep(self, key: Any, where: str, queries: int, vectors: Tensor) -> None:
@@ -320,7 +185,7 @@ class _LayerPass(_Pass):
         self.mode.skipping, self.mode.left_out, self.layer = False, False, layer
         stream = self.text.streams[layer.stream]
         with self.mode.still():
-            mask = _single(self.tokens, stream, self.lanes.total, given)
+            mask = single(self.tokens, stream, self.lanes.total, given)
             return self.mode.carry(given, given * mask[:, None, :, None])
 
     def after(self, layer: Layer, returned: Tensor) -> Tensor:
@@ -379,7 +244,7 @@ def attention_parts(model: Model, text: Batch, measure: Measure) -> list[Step]:
     AttentionError
         If the parts do not sum to the output.
     """
-    _require_values(model)
+    require_values(model)
     accounts: dict[int, _Account] = {}
     for tokens in chunks(model, text):
         _AttentionPass(model, text, tokens, measure, accounts).run()
@@ -416,65 +281,24 @@ def layer_parts(model: Model, text: Batch, measure: Measure, point: Point) -> li
     AttentionError
         If the parts and what was left out do not sum to the output.
     """
-    _require_values(model)
+    require_values(model)
     accounts: dict[Site, _Account] = {}
-    for tokens in chunks(model, text):
-        _LayerPass(model, text, tokens, measure, accounts, point).run()
+
+    def follow(lean: bool) -> bool:
+        accounts.clear()
+        for tokens in chunks(model, text):
+            run = _LayerPass(model, text, tokens, measure, accounts, point)
+            run.mode.lean = lean
+            run.run()
+            if lean and run.mode.leaked:
+                return False
+        return True
+
+    # queries, keys and values need no parts, unless something else leaves attention, too
+    if not follow(lean=True):
+        follow(lean=False)
     _closed(model, [(layer.site, str(layer.site)) for layer in model.layers], accounts)
     return [(text.streams[y.stream], accounts[y.site].matrix) for y in model.layers]
-
-
-def zeroed_values(model: Model, text: Batch, measure: Measure) -> list[Step]:
-    """Measure how much the vectors that leave a layer change without the value of one token there.
-
-    Every layer is given what it is given in the true run: rows differ within a layer only.
-
-    Parameters
-    ----------
-    model : Model
-    text : Batch
-        One text.
-    measure : callable
-        Takes the vectors without each token's value, ``[token, query, hidden]``, and the true ones.
-
-    Returns
-    -------
-    list of Step
-        One a layer, in order of computation.
-    """
-    _require_values(model)
-    layers = model.layers
-    links = {link.site: link for link in model.links()}
-    matrices: dict[Site, Tensor] = {}
-
-    def follow(tokens: range) -> None:
-        def zero(site: Site, values: Tensor) -> Tensor:
-            if site not in links:
-                return values
-            keys = text.streams[links[site].keys]
-            kept = 1 - _single(tokens, keys, len(tokens), values)
-            kept = torch.cat([torch.ones_like(kept[:1]), kept])
-            return values * kept[:, None, :, None]
-
-        def after(layer: Layer, returned: Tensor) -> Tensor:
-            found = measure(returned[1:].float(), returned[0].float()).T
-            if layer.site not in matrices:
-                matrices[layer.site] = found.new_zeros(len(found), text.shape[1])
-            matrices[layer.site][:, tokens.start : tokens.stop] = found
-            return (
-                returned[:1].expand_as(returned).clone()
-            )  # the next layer is given the true vectors
-
-        inputs = repeated(text.inputs, 1 + len(tokens))
-        with ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
-            stack.enter_context(model.borrowed(inputs, [Edit(values=zero)]))
-            stack.enter_context(at_layers(model.network, layers, lambda layer, x: x, after))
-            model.forward(inputs)
-
-    for tokens in chunks(model, text):
-        follow(tokens)
-    return [(text.streams[layer.stream], matrices[layer.site]) for layer in layers]
 
 
 def _closed(model: Model, wanted: Sequence[tuple[Any, str]], accounts: Mapping[Any, Any]) -> None:
@@ -521,7 +345,7 @@ def output_parts(
             expected="logit",
             remedy="use --quantity logit",
         )
-    _require_values(model)
+    require_values(model)
     first = {layer.stream: layer for layer in reversed(model.layers)}
     found: list[Tensor] = []
     for run in tokens:
@@ -532,7 +356,7 @@ def output_parts(
                 return given
             with mode.still():
                 stream = text.streams[layer.stream]
-                mask = _single(run, stream, mode.lanes.total, given)
+                mask = single(run, stream, mode.lanes.total, given)
                 return mode.carry(given, given * mask[:, None, :, None])
 
         starts = at_layers(model.network, tuple(first.values()), enter, lambda layer, x: x)

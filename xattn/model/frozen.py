@@ -19,10 +19,9 @@ biases and other constants              see `Lanes`
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,9 +29,15 @@ from torch.func import jvp, vmap
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-Sharing = Literal["absdot", "norm", "equal", "none"]
-"""Who gets a constant that is added to a sum of parts: each part by its absolute product with the
-constant, by its norm, all parts that are not zero alike; or nobody."""
+from xattn.errors import AttentionError
+from xattn.model.lanes import Lanes
+from xattn.model.operations import (
+    LINEAR,
+    ORDER,
+    Call,
+    linear_operands,
+    tensors,
+)
 
 COEFFICIENTS = frozenset(
     {"softmax", "log_softmax", "sigmoid", "erf", "exp", "sqrt", "rsqrt", "reciprocal", "pow",
@@ -42,87 +47,9 @@ ACTIVATIONS = frozenset(
     {"gelu", "relu", "relu6", "silu", "tanh", "leaky_relu", "elu", "celu", "selu", "mish",
      "hardswish", "hardtanh", "softsign", "clamp", "abs"}
 )  # fmt: skip
-LINEAR = {
-    "linear": ("input", "weight", "bias"),
-    "conv1d": ("input", "weight", "bias"),
-    "addmm": ("mat1", "mat2", "input"),
-    "baddbmm": ("batch1", "batch2", "input"),
-}
-"""What the parameters are called that take the input, the weight and the bias."""
-ORDER = {
-    "linear": ("input", "weight", "bias"),
-    "conv1d": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
-    "addmm": ("input", "mat1", "mat2"),
-    "baddbmm": ("input", "batch1", "batch2"),
-}
-FRESH = re.compile(r"(zeros|ones|empty|full|rand|randn)_like|new_\w+")
-"""Operations that take no more than shape and type of what they are given."""
+FRESH = re.compile(r"(zeros|ones|empty|full|rand|randn)_like|new_\w+|zero_|fill_|setitem")
+"""Operations that take no more than shape and type of what they are given, or have no result."""
 MATRIX_PRODUCTS = frozenset({"matmul", "bmm", "mm"})
-DIVISIONS = {"truediv": "div", "true_divide": "div", "divide": "div", "multiply": "mul"}
-OPERATORS = frozenset({"add", "sub", "mul", "div", "matmul"})
-
-
-@dataclass(frozen=True)
-class Lanes:
-    """Who has a part: each of `count`, then what belongs to none of them."""
-
-    count: int
-    sharing: Sharing = "none"
-    """Constants are shared among the parts; with ``none`` they have a lane of their own."""
-    aside: bool = False
-    """Whether what is skipped on purpose has another lane."""
-
-    @property
-    def total(self) -> int:
-        """How many lanes there are."""
-        return self.count + (self.sharing == "none") + self.aside
-
-    def add(self, parts: Tensor, constant: Tensor, *, skipped: bool = False) -> Tensor:
-        """Return the parts ``[lane, ..., hidden]`` of a sum with a constant ``[..., hidden]``."""
-        if self.sharing != "none":
-            return parts + constant * self._shares(parts, constant)
-        parts = parts.clone()
-        parts[self.count + (self.aside and skipped)] += constant
-        return parts
-
-    def _shares(self, parts: Tensor, constant: Tensor) -> Tensor:
-        if self.sharing == "absdot":
-            weights = torch.einsum("l...d,...d->l...", parts, constant).abs()[..., None]
-        else:
-            weights = parts.norm(dim=-1, keepdim=True)
-            weights = weights if self.sharing == "norm" else (weights > 0).to(parts.dtype)
-        total = weights.sum(0, keepdim=True)
-        shares: Tensor = weights / torch.where(total > 0, total, torch.ones_like(total))
-        return shares
-
-
-@dataclass(frozen=True, eq=False)
-class _Call:
-    """One operation that torch was asked for, as a function that changes nothing."""
-
-    name: str
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-    def run(self, swaps: Mapping[int, Any] | None = None) -> Any:
-        """Compute it, with other tensors in place of those with these ids."""
-
-        def swapped(value: Any) -> Any:
-            if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
-                return type(value)(map(swapped, value))
-            return swaps.get(id(value), value) if swaps else value
-
-        kwargs = {name: swapped(value) for name, value in self.kwargs.items()}
-        return self.function(*map(swapped, self.args), **kwargs)
-
-    def tensors(self) -> list[Tensor]:
-        """Return the tensors that it is given."""
-        return _tensors((*self.args, *self.kwargs.values()))
-
-    def operand(self, place: int, name: str) -> Any:
-        """Return an argument by place or by name."""
-        return self.args[place] if len(self.args) > place else self.kwargs[name]
 
 
 class Frozen(TorchFunctionMode):
@@ -144,6 +71,11 @@ class Frozen(TorchFunctionMode):
         """The attention whose output projection comes next."""
         self.skipping = False
         """Whether linear maps hand on nothing: set by whoever leaves out feed-forward blocks."""
+        self.lean = False
+        """Whether they hand on nothing within attention, where values are given parts anew."""
+        self.leaked = False
+        """Whether something that was skipped went another way than through a sum after attention:
+        then nothing may be skipped within attention."""
         self.left_out = False
         """Whether something that was skipped was added since this was last set to False."""
         self.attending = 0
@@ -161,6 +93,7 @@ class Frozen(TorchFunctionMode):
     def carry(self, tensor: Tensor, parts: Tensor) -> Tensor:
         """Say what the parts of a tensor are, and return it."""
         self._parts[tensor] = parts
+        self._skipped.pop(tensor, None)
         return tensor
 
     def drop(self, tensor: Tensor) -> Tensor:
@@ -189,32 +122,22 @@ class Frozen(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        given = () if self.paused else _tensors((*args, *kwargs.values()))
+        given = () if self.paused else tensors((*args, *kwargs.values()))
         carry = any(tensor in self._parts for tensor in given)
         if not carry and not any(tensor in self._skipped for tensor in given):
             return func(*args, **kwargs)
-        name = getattr(func, "__name__", "")
-        if FRESH.fullmatch(name):
-            return func(*args, **kwargs)
-        if name == "__setitem__":
+        call = Call.of(func, args, kwargs)
+        if call.name == "setitem":
             self._set_item(*args)
+        if FRESH.fullmatch(call.name):
+            if call.name.endswith("_"):
+                self.drop(args[0])
             return func(*args, **kwargs)
-        base, in_place, swapped = base_of(name)
-        if in_place and base != "copy" and not callable(getattr(torch.Tensor, base, None)):
-            self.drop(args[0])  # zero_ and the like
-            return func(*args, **kwargs)
-        if in_place:
-            call = _Call(base, _pure(base), args, kwargs)
-        elif swapped:
-            call = _Call(base, getattr(torch, base), _as_tensors(args[1::-1]), kwargs)
-        else:
-            call = _Call(base, func, args, kwargs)
         result = call.run()
-        outputs = [tensor for tensor in _tensors((result,)) if tensor.is_floating_point()]
-        found = self._rule(base)(call, result) if carry and outputs else None
-        target = args[0] if in_place else None
-        if target is not None:
-            result, outputs = target.copy_(result), [target]
+        outputs = [tensor for tensor in tensors((result,)) if tensor.is_floating_point()]
+        found = self._rule(call.name)(call, result) if carry and outputs else None
+        if call.target is not None:
+            result, outputs = call.target.copy_(result), [call.target]
         parts = found if isinstance(found, tuple) else (found,) * len(outputs)
         for tensor, part in zip(outputs, parts, strict=True):
             self._note(tensor, part, skipped=not carry)
@@ -227,15 +150,16 @@ class Frozen(TorchFunctionMode):
     def _note(self, tensor: Tensor, parts: Tensor | None, *, skipped: bool) -> None:
         if parts is not None:
             self._parts[tensor] = parts
+            self._skipped.pop(tensor, None)
             return
         self.drop(tensor)
         if skipped:
             self._skipped[tensor] = True
 
-    def _maps(self, call: _Call) -> bool:
+    def _maps(self, call: Call) -> bool:
         """Whether an operation maps what has parts by a matrix of weights."""
         if call.name in LINEAR:
-            entering, weight, _ = _linear_operands(call)
+            entering, weight, _ = linear_operands(call)
             return self._has(entering) and not self._has(weight)
         if call.name in MATRIX_PRODUCTS:
             return self._has(call.operand(0, "input")) and not self._has(call.args[1])
@@ -244,7 +168,7 @@ class Frozen(TorchFunctionMode):
     def _has(self, value: Any) -> bool:
         return isinstance(value, Tensor) and value in self._parts
 
-    def _rule(self, base: str) -> Callable[[_Call, Any], Any]:
+    def _rule(self, base: str) -> Callable[[Call, Any], Any]:
         if base in LINEAR:
             return self._linear
         if base in COEFFICIENTS:
@@ -253,7 +177,7 @@ class Frozen(TorchFunctionMode):
             return lambda call, result: self.slope(call.operand(0, "input"), result)
         if base in MATRIX_PRODUCTS:
             return self._matrix_product
-        rules: dict[str, Callable[[_Call, Any], Any]] = {
+        rules: dict[str, Callable[[Call, Any], Any]] = {
             "mul": self._product,
             "div": self._quotient,
             "einsum": self._einsum,
@@ -263,28 +187,40 @@ class Frozen(TorchFunctionMode):
             "layer_norm": self._layer_norm,
             "rms_norm": self._rms_norm,
         }
-        return rules.get(base, self._derivative)
+        return rules.get(base, self._other)
 
-    def _derivative(self, call: _Call, result: Any) -> tuple[Tensor, ...]:
+    def _other(self, call: Call, result: Any) -> tuple[Tensor, ...]:
+        self.leaked |= any(t in self._skipped and t not in self._parts for t in call.tensors())
+        return self._derivative(call, result)
+
+    def _derivative(self, call: Call, result: Any) -> tuple[Tensor, ...]:
         """Return the parts of every result: the derivative along the parts of all operands."""
         sources = {id(tensor): tensor for tensor in call.tensors() if tensor in self._parts}
 
         def outputs(*values: Tensor) -> tuple[Tensor, ...]:
             found = call.run(dict(zip(sources, values, strict=True)))
-            return tuple(t for t in _tensors((found,)) if t.is_floating_point())
+            return tuple(t for t in tensors((found,)) if t.is_floating_point())
 
         def along(*parts: Tensor) -> tuple[Tensor, ...]:
             tangents: tuple[Tensor, ...] = jvp(outputs, tuple(sources.values()), parts)[1]
             return tangents
 
-        followed: tuple[Tensor, ...] = vmap(along)(*[self._parts[t] for t in sources.values()])
+        given = [self._parts[tensor] for tensor in sources.values()]
+        try:
+            followed: tuple[Tensor, ...] = vmap(along)(*given)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise AttentionError(
+                f"no part of a token can be followed through torch's {call.name}",
+                got=str(error).partition(". ")[0],
+                remedy="use value_zeroing; if it mixes experts, experts_implementation='eager'",
+            ) from error
         return followed
 
-    def _along(self, call: _Call, operand: Tensor, others: Mapping[int, Any]) -> Tensor:
+    def _along(self, call: Call, operand: Tensor) -> Tensor:
         """Return what a linear operation makes of the parts of one operand, the others fixed."""
-        followed: Tensor = vmap(lambda part: call.run({**others, id(operand): part}))(
-            self._parts[operand]
-        )
+        followed: Tensor = vmap(lambda part: call.run({id(operand): part}))(self._parts[operand])
         return followed
 
     def slope(self, x: Tensor, value: Tensor) -> Tensor | None:
@@ -294,7 +230,7 @@ class Frozen(TorchFunctionMode):
             return None
         return parts * torch.where(x == 0, torch.zeros_like(x), value / x)
 
-    def _sum(self, call: _Call, result: Tensor) -> Tensor:
+    def _sum(self, call: Call, result: Tensor) -> Tensor:
         first, second = call.operand(0, "input"), call.operand(1, "other")
         if self._has(first) and self._has(second):
             if first.shape == second.shape and call.name == "add" and not call.kwargs:
@@ -307,16 +243,17 @@ class Frozen(TorchFunctionMode):
         effect = call.run({id(source): torch.zeros_like(source)})
         skipped = isinstance(constant, Tensor) and constant in self._skipped
         self.left_out |= skipped
+        self.leaked |= skipped and self.attending > 0
         return self.lanes.add(parts, effect.expand_as(result), skipped=skipped)
 
-    def _linear(self, call: _Call, result: Tensor) -> Tensor | None:
-        entering, weight, bias = _linear_operands(call)
+    def _linear(self, call: Call, result: Tensor) -> Tensor | None:
+        entering, weight, bias = linear_operands(call)
         if not self._has(entering) or self._has(weight):  # queries times keys, if anything
             return None
         if self._skips():
             self._skipped[result] = True
             return None
-        given = {**dict(zip(ORDER[call.name], call.args, strict=False)), **call.kwargs}
+        given = call.named(ORDER[call.name])
         if call.name == "linear":
             parts = nn.functional.linear(self._parts[entering], weight)
         elif call.name == "conv1d":
@@ -335,49 +272,50 @@ class Frozen(TorchFunctionMode):
         return self.lanes.add(parts, constant.expand_as(result))
 
     def _skips(self) -> bool:
-        return self.skipping and self.awaiting is None
+        skipping = self.skipping or (self.lean and self.attending > 0)
+        return skipping and self.awaiting is None
 
-    def _quotient(self, call: _Call, result: Tensor) -> Tensor | None:
+    def _quotient(self, call: Call, result: Tensor) -> Tensor | None:
         dividend, divisor = call.operand(0, "input"), call.operand(1, "other")
         if not self._has(dividend):
             return None
         if dividend.shape == result.shape:
             parts: Tensor = self._parts[dividend] / divisor
             return parts
-        return self._along(call, dividend, {})
+        return self._along(call, dividend)
 
-    def _product(self, call: _Call, result: Tensor) -> Tensor:
+    def _product(self, call: Call, result: Tensor) -> Tensor:
         first, second = call.operand(0, "input"), call.operand(1, "other")
         sides = [
-            self._parts[a] * b if a.shape == result.shape else self._along(call, a, {})
+            self._parts[a] * b if a.shape == result.shape else self._along(call, a)
             for a, b in ((first, second), (second, first))
             if self._has(a)
         ]
         return sides[0] if len(sides) == 1 else (sides[0] + sides[1]) / 2
 
-    def _matrix_product(self, call: _Call, result: Tensor) -> Tensor | None:
+    def _matrix_product(self, call: Call, result: Tensor) -> Tensor | None:
         return self._bilinear(call, result, call.args[0], call.operand(1, "other"))
 
-    def _einsum(self, call: _Call, result: Tensor) -> Any:
+    def _einsum(self, call: Call, result: Tensor) -> Any:
         operands = call.tensors()
         if len(operands) != 2:  # the ledger will tell
             return self._derivative(call, result)
         return self._bilinear(call, result, *operands)
 
-    def _bilinear(
-        self, call: _Call, result: Tensor, first: Tensor, second: Tensor
-    ) -> Tensor | None:
+    def _bilinear(self, call: Call, result: Tensor, first: Tensor, second: Tensor) -> Tensor | None:
         both = self._has(first) and self._has(second)
         if both and self.attending:
             return None
         if self._has(first) and not both and self._skips():
             self._skipped[result] = True
             return None
-        sides = [self._along(call, side, {}) for side in (first, second) if self._has(side)]
+        sides = [self._along(call, side) for side in (first, second) if self._has(side)]
         return sides[0] if len(sides) == 1 else (sides[0] + sides[1]) / 2
 
-    def _layer_norm(self, call: _Call, result: Tensor) -> Tensor:
-        x, shape, weight, bias, eps = _norm_operands(call, ("weight", "bias", "eps"))
+    def _layer_norm(self, call: Call, result: Tensor) -> Tensor:
+        given = call.named(("input", "normalized_shape", "weight", "bias", "eps"))
+        x, shape, eps = given["input"], given["normalized_shape"], given.get("eps", 1e-5)
+        weight, bias = given.get("weight"), given.get("bias")
         axes = tuple(range(-len(shape), 0))
         root = (x.var(axes, correction=0, keepdim=True) + eps).rsqrt()
         parts: Tensor = self._parts[x]
@@ -385,8 +323,10 @@ class Frozen(TorchFunctionMode):
         parts = parts if weight is None else parts * weight
         return parts if bias is None else self.lanes.add(parts, bias.expand_as(result))
 
-    def _rms_norm(self, call: _Call, result: Tensor) -> Tensor:
-        x, shape, weight, eps = _norm_operands(call, ("weight", "eps"))
+    def _rms_norm(self, call: Call, result: Tensor) -> Tensor:
+        given = call.named(("input", "normalized_shape", "weight", "eps"))
+        x, shape = given["input"], given["normalized_shape"]
+        weight, eps = given.get("weight"), given.get("eps")
         axes = tuple(range(-len(shape), 0))
         eps = torch.finfo(x.dtype).eps if eps is None else eps
         parts: Tensor = self._parts[x] * (x.square().mean(axes, keepdim=True) + eps).rsqrt()
@@ -406,62 +346,6 @@ class Frozen(TorchFunctionMode):
             missing = slot.ndim - given.ndim
             parts[place] = given.reshape(len(given), *[1] * missing, *given.shape[1:])
         self._parts[target] = parts
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, (list, tuple)):
-            found += _tensors(value)
-    return found
-
-
-def _as_tensors(values: Sequence[Any]) -> tuple[Any, ...]:
-    """Return two operands as tensors: one may be a number."""
-    like = next(value for value in values if isinstance(value, Tensor))
-    return tuple(v if isinstance(v, Tensor) else like.new_tensor(v) for v in values)
-
-
-def base_of(name: str) -> tuple[str, bool, bool]:
-    """Return what an operator is called as a function, whether in place, whether swapped.
-
-    Examples
-    --------
-    >>> base_of("__iadd__"), base_of("mul_"), base_of("__rtruediv__"), base_of("rsqrt")
-    (('add', True, False), ('mul', True, False), ('div', False, True), ('rsqrt', False, False))
-    """
-    if name.startswith("__") and name.endswith("__"):
-        inner = name[2:-2]
-        for marker, in_place, swapped in (("i", True, False), ("r", False, True)):
-            rest = DIVISIONS.get(inner[1:], inner[1:])
-            if inner.startswith(marker) and rest in OPERATORS:
-                return rest, in_place, swapped
-        return DIVISIONS.get(inner, inner), False, False
-    base = name.rstrip("_")
-    return DIVISIONS.get(base, base), name.endswith("_"), False
-
-
-def _pure(base: str) -> Callable[..., Any]:
-    """Return the operation that does not change its first operand."""
-    if base == "copy":
-        return lambda target, source, *_: source.to(target.dtype).expand_as(target)
-    pure: Callable[..., Any] = getattr(torch.Tensor, base)
-    return pure
-
-
-def _linear_operands(call: _Call) -> tuple[Any, Any, Any]:
-    given = {**dict(zip(ORDER[call.name], call.args, strict=False)), **call.kwargs}
-    entering, weight, bias = (given.get(name) for name in LINEAR[call.name])
-    return entering, weight, bias
-
-
-def _norm_operands(call: _Call, names: Sequence[str]) -> list[Any]:
-    """Return the operands of a norm in order, also those given by name or not at all."""
-    defaults = {"weight": None, "bias": None, "eps": None if "bias" not in names else 1e-5}
-    missing = ("input", "normalized_shape", *names)[len(call.args) :]
-    return [*call.args, *(call.kwargs.get(name, defaults.get(name)) for name in missing)]
 
 
 @contextmanager
@@ -486,13 +370,16 @@ def frozen(network: nn.Module, mode: Frozen, attention: Collection[str]) -> Iter
         mode.paused -= 1
         if not any(map(mode.known, (*args, *kwargs.values()))) or mode.known(output):
             return None
-        kind = "other"
+        if output is None:  # the module has raised
+            return None
+        if len(args) != 1 or kwargs:
+            return module.forward(*args, **kwargs)
         with mode.still():
-            if len(args) == 1 and not kwargs and isinstance(output, Tensor):
-                kind = kinds.setdefault(module, kind_of(module, args[0], output))
-                if kind == "activation":
-                    _activated(mode, args[0], output)
-        return module.forward(*args, **kwargs) if kind == "other" else None
+            if module not in kinds:
+                kinds[module] = kind_of(module, args[0], output)
+            if kinds[module] == "activation":
+                _activated(mode, args[0], output)
+        return module.forward(*args) if kinds[module] == "other" else None
 
     handles = []
     try:

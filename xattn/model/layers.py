@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -131,3 +132,44 @@ def find_layers(
                 remedy="use a method that follows attention alone, such as rollout",
             )
     return tuple(found.values())
+
+
+@contextmanager
+def at_layers(
+    network: nn.Module,
+    layers: Sequence[Layer],
+    before: Callable[[Layer, Tensor], Tensor],
+    after: Callable[[Layer, Tensor], Tensor],
+) -> Iterator[None]:
+    """Put something else in place of the vectors that enter and leave layers."""
+    known = {layer.site: layer for layer in layers}
+    calls: dict[str, int] = defaultdict(int)
+    handles = []
+
+    def enter(name: str, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        layer, given = known.get(Site(name, calls[name])), first_tensor(args, kwargs)
+        if layer is None or given is None:
+            return None
+        new = before(layer, given)
+        swapped = tuple(new if value is given else value for value in args)
+        return swapped, {k: new if v is given else v for k, v in kwargs.items()}
+
+    def leave(name: str, module: nn.Module, args: Any, output: Any) -> Any:
+        layer, returned = known.get(Site(name, calls[name])), first_tensor(output)
+        calls[name] += 1
+        if layer is None or returned is None:
+            return None
+        new = after(layer, returned)
+        if isinstance(output, (tuple, list)):
+            return type(output)(new if value is returned else value for value in output)
+        return new
+
+    try:
+        for name in {layer.site.module for layer in layers}:
+            module = network.get_submodule(name)
+            handles.append(module.register_forward_pre_hook(partial(enter, name), with_kwargs=True))
+            handles.append(module.register_forward_hook(partial(leave, name)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from xattn.errors import AttentionError, ModelError
-from xattn.model.frozen import LINEAR, ORDER, base_of
+from xattn.model.operations import LINEAR, ORDER, plain_name
 from xattn.model.rules import (
     Differences,
     Gate,
@@ -78,7 +78,7 @@ class Counting(Relevance):
         """Compute a function under the rules, and count the constant that it adds."""
         if not any(map(depends, (*args, *kwargs.values()))):
             return func(*args, **kwargs)
-        base, in_place, _ = base_of(getattr(original, "__name__", ""))
+        base, in_place, _ = plain_name(getattr(original, "__name__", ""))
         if base in ("add", "sub", "rsub") and len(args) > 1:
             result = func(*args, **kwargs)
             constants = [value for value in args[:2] if not depends(value)]

@@ -31,14 +31,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from xattn.model.frozen import (
-    ACTIVATIONS,
-    COEFFICIENTS,
-    LINEAR,
-    ORDER,
-    base_of,
-    kind_of,
-)
+from xattn.model.frozen import ACTIVATIONS, COEFFICIENTS, kind_of
+from xattn.model.operations import LINEAR, ORDER, plain_name
 
 Function = Callable[[Tensor], Tensor]
 Part = Literal["coefficient", "derivative"]
@@ -93,7 +87,7 @@ class Rules(TorchFunctionMode):
             return func(*args, **kwargs)
         if not any(map(depends, (*args, *kwargs.values()))):
             return func(*args, **kwargs)
-        base, in_place, swapped = base_of(getattr(func, "__name__", ""))
+        base, in_place, swapped = plain_name(getattr(func, "__name__", ""))
         rule = self._rule(base)
         if rule is None:
             return func(*args, **kwargs)
