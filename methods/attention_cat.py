@@ -29,7 +29,7 @@ from xattn.types import Batch
 class AttentionCat(Traced):
     """What each layer's representation of a token does for the target, weighted by attention.
 
-    ``s = Σ_l E_h[A_l] · c_l`` with ``c_l = Σ_hidden ∂y/∂h_l ⊙ h_l`` (equations 6 to 8), where
+    ``s = Σ_l E_h[A_l] · c_l`` with ``c_l = Σ_hidden ∂y/∂h_l ⊙ h_l``, where
     ``h_l`` is what layer ``l`` returns and ``A_l`` its self-attention. In encoder-decoders each
     stream is weighted by its own self-attention: an extension. Scores are signed, in the target's
     unit.

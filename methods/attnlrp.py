@@ -26,12 +26,12 @@ from xattn.types import Batch, Target
 class AttnLrp:
     """What the embedding of a token contributes to the target, through attention as well.
 
-    Layer-wise relevance propagation in which the softmax keeps its derivative (equation 13), matrix
-    products give half to each factor (equation 15), the denominators of norms are coefficients
-    (equation 16) and activations keep ``f(x) / x``. Then ``s = Σ_hidden e ⊙ ∂y/∂e`` under these
-    rules. Scores are signed, in the target's unit. With what biases and positions contribute, and
-    what comes into being in softmaxes, they sum to the logit; see `xattn.model.relevance.ledger`,
-    which is checked once a model: where relevance gets lost, the method refuses.
+    Layer-wise relevance propagation in which the softmax keeps its derivative, matrix products give
+    half to each factor, the denominators of norms are coefficients and activations keep ``f(x) /
+    x``. Then ``s = Σ_hidden e ⊙ ∂y/∂e`` under these rules. Scores are signed, in the target's unit.
+    With what biases and positions contribute, and what comes into being in softmaxes, they sum to
+    the logit; see `xattn.model.relevance.ledger`, which is checked once a model: where relevance
+    gets lost, the method refuses.
 
     The notice of the authors' library LXT says that layer-wise relevance propagation is covered by
     a patent and free for personal and scientific use only. The rules here follow the papers.

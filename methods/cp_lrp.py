@@ -27,7 +27,7 @@ class CpLrp:
     """What the embedding of a token contributes to the target, layer by layer.
 
     Layer-wise relevance propagation in which attention probabilities and the denominators of norms
-    are coefficients (section 4, equations 9 and 12); activations keep ``f(x) / x``, and a product
+    are coefficients; activations keep ``f(x) / x``, and a product
     of two gives half to each. Then ``s = Σ_hidden e ⊙ ∂y/∂e`` under these rules. Scores are signed,
     in the target's unit. With what biases and positions contribute they sum to the logit; see
     `xattn.model.relevance.ledger`, which is checked once a model: where relevance gets lost, the

@@ -28,7 +28,7 @@ class DeepLift(Complete):
     """The target's difference from the baseline's, shared out by finite differences.
 
     Text and baseline go through the network side by side. Every function of single numbers passes
-    on ``Δf / Δx`` (the rescale rule, equation 8); products, which the paper leaves out, pass on
+    on ``Δf / Δx`` (the rescale rule); products, which the paper leaves out, pass on
     ``Δ(ab) = Δa · b̄ + ā · Δb``, and softmax and norms are made of these. Scores are signed, in the
     target's unit, and sum to ``y(e) − y(e′)``. captum's DeepLift knows activations that are modules
     and not the products and softmax of attention: its scores of transformers do not sum.

@@ -54,7 +54,7 @@ class ExactShapley(Complete):
     """Shapley values of the units, by every one of the ``2ⁿ`` coalitions.
 
     ``φ_i = Σ_S |S|! (n − |S| − 1)! / n! · (y(S ∪ i) − y(S))``: what unit i adds, averaged over all
-    orders in which the text could be put together (Shapley 1953, equation 12). Scores are signed,
+    orders in which the text could be put together. Scores are signed,
     in the target's unit, and sum to ``y(x) − y(∅)``, the target without any unit. A text of more
     than 12 units is refused: each one doubles the passes.
 

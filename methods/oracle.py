@@ -37,7 +37,7 @@ class Oracle:
     """The order in which units have to go for the target to fall fastest, found by a search.
 
     At each step every unit that is left is removed by itself from every order that is kept, and the
-    `beam` orders are kept whose sum of targets so far is least (section 4.2; a beam of 1 is a
+    `beam` orders are kept whose sum of targets so far is least (a beam of 1 is a
     greedy search). Scores are ranks, from the number of units for the first that goes down to 1:
     unsigned, without unit. It is a yardstick of deletion curves and no explanation: it looks at
     nothing but what it is measured by. It costs about ``beam · n² / 2`` forward passes.

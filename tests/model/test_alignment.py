@@ -134,6 +134,7 @@ def test_inputs_padded_on_the_left_are_refused(tiny_of: Callable[..., Model], fa
             for name, v in short.row.items()
         },
         tokens=("", "", *short.tokens),
+        units=np.arange(count),
         special=np.concatenate([[True, True], short.special]),
         offsets=np.concatenate([np.zeros((2, 2), dtype=np.int64), short.offsets]),
         words=np.concatenate([[-1, -1], short.words]),

@@ -429,6 +429,7 @@ def _filled(encoding: Encoding, length: int, tokenizer: Any) -> Encoding:
         words=np.concatenate([encoding.words, np.full(room, -1)]),
         segments=np.concatenate([encoding.segments, np.full(room, -1)]),
         streams=np.zeros(length, dtype=np.int64),
+        units=np.arange(length),
     )
 
 

@@ -268,7 +268,7 @@ class Differences(Rules):
         value, start = function(one.detach()), function(other.detach())
         change = (one - other).detach().nan_to_num(nan=0.0)
         scale = one.detach().abs() + other.detach().abs()
-        small = change.abs() <= 1e-3 * scale.clamp(min=1e-3)
+        small = change.abs() <= 1e-2 * scale.clamp(min=1e-2)
         middle = ((one + other) / 2).detach().requires_grad_()
         with torch.enable_grad():
             [slope] = torch.autograd.grad(function(middle).sum(), middle)
