@@ -29,18 +29,18 @@ from xattn.types import Batch
 class AttentionCat(Traced):
     """What each layer's representation of a token does for the target, weighted by attention.
 
-    ``s_i = Σ_l E_h[α_l]_i · c_l,i`` with ``c_l = Σ_hidden ∂y/∂h_l ⊙ h_l``, where ``h_l`` is what layer
-    ``l`` returns and ``α_l,i`` the self-attention that token i gets in it from all tokens. In
-    encoder-decoders each stream is weighted by its own self-attention: an extension. Scores are
+    ``s_i = Σ_l E_h[α_l]_i · c_l,i`` with ``c_l = Σ_hidden ∂y/∂h_l ⊙ h_l``, where ``h_l`` is what
+    layer ``l`` returns and ``α_l,i`` the self-attention that token i gets in it from all tokens.
+    In encoder-decoders each stream is weighted by its own self-attention: an extension. Scores are
     signed, in the target's unit.
 
     Attributes
     ----------
     along : {"key", "query"}
-        With ``key`` a token's own ``c`` is multiplied by the attention that it gets; ``query`` reads
-        the product as the matrix product ``A · c``, in which a token collects from those it looks
-        at. The paper's formula can be read both ways; on the demo model the second reading is worse
-        than random and the first is not.
+        With ``key`` a token's own ``c`` is multiplied by the attention that it gets; ``query`` is
+        the matrix product ``A · c``, in which a token collects from those it looks at. The paper's
+        formula can be read both ways; on the demo model the second reading is worse than random
+        and the first is not.
     """
 
     along: Literal["key", "query"] = "key"
