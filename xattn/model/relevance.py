@@ -122,6 +122,7 @@ class Counting(Relevance):
 @contextmanager
 def _following(model: Model, batch: Batch, leaf: Tensor, rules: Rules) -> Iterator[None]:
     """Run the network with other embeddings under rules."""
+    model.require_gradients()
     attached = model.attach()
     names = frozenset(site.module for site in attached.sites)
     # attention in whole steps, so that they are seen one by one

@@ -203,13 +203,17 @@ class Runner(ABC):
         keep, place = torch.unique(target.position, return_inverse=True)
         return self.forward(inputs, keep), replace(target, position=place)
 
-    def backward(self, score: Tensor, sources: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Return the derivative of each example's score by each source."""
+    @staticmethod
+    def require_gradients() -> None:
+        """Raise `ModelError` where autograd cannot record what a backward pass needs."""
         if torch.is_inference_mode_enabled():
             raise ModelError(
                 "gradients cannot be taken within torch.inference_mode()",
                 remedy="call it outside, or within torch.no_grad()",
             )
+
+    def backward(self, score: Tensor, sources: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return the derivative of each example's score by each source."""
         self.passes.backward += len(score)
         # Examples do not mix, so the sum's gradient holds each example's own.
         found: tuple[Tensor, ...] = ()
@@ -406,6 +410,7 @@ class Runner(ABC):
         gradient : Tensor
             ``[batch, token, hidden]``.
         """
+        self.require_gradients()
         leaf = embeddings.detach().requires_grad_()
         with torch.enable_grad(), self.borrowed(inputs), self.embedded(inputs, leaf):
             score = self.value(inputs, target)

@@ -257,6 +257,7 @@ def _run(
     whole: bool,
 ) -> Trace:
     """Do what `record` says, with the readout of each stream found at the output of a module."""
+    model.require_gradients()
     links = model.links() if at or request.reductions or request.layers or whole else ()
     sizes = {link.site: (batch.widths[link.queries], batch.widths[link.keys]) for link in links}
     maps: dict[Site, Tensor] = {}
