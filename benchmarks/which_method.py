@@ -17,8 +17,8 @@ import pandas as pd
 
 import xattn
 from xattn.data import load_dataset
-from xattn.demo.planted import Kind, accuracy, plant, train_planted
 from xattn.evaluation import Comparison, interval, load, randomisation
+from xattn.evaluation.planted import Kind, accuracy, plant, train_planted
 from xattn.registry import methods as registry
 
 TEXTS = 40
@@ -67,7 +67,7 @@ def leaderboard(result: Comparison) -> None:
 def planted(names: Sequence[str]) -> None:
     print("\n## Planted words\n\nSmall models that have learnt texts whose class one word decides")
     print(
-        f"(`xattn.demo.planted`), {TEXTS} new texts: how often that word has the highest score.\n"
+        f"(`xattn.evaluation.planted`), {TEXTS} new texts: how often that word has the highest score.\n"
     )
     print("| method | encoder | 95 % interval | decoder | 95 % interval |\n|---|---|---|---|---|")
     kinds: tuple[Kind, ...] = ("encoder", "decoder")
