@@ -66,9 +66,7 @@ def leaderboard(result: Comparison) -> None:
 
 def planted(names: Sequence[str]) -> None:
     print("\n## Planted words\n\nSmall models that have learnt texts whose class one word decides")
-    print(
-        f"(`xattn.evaluation.planted`), {TEXTS} new texts: how often that word has the highest score.\n"
-    )
+    print(f"(`xattn.evaluation.planted`), {TEXTS} new texts: how often it has the highest score.\n")
     print("| method | encoder | 95 % interval | decoder | 95 % interval |\n|---|---|---|---|---|")
     kinds: tuple[Kind, ...] = ("encoder", "decoder")
     found: dict[str, list[str]] = {name: [] for name in names}
