@@ -272,9 +272,11 @@ class Differences(Rules):
         middle = ((one + other) / 2).detach().requires_grad_()
         with torch.enable_grad():
             [slope] = torch.autograd.grad(function(middle).sum(), middle)
+        # differences of numbers that are nearly alike need more digits than the network has
+        fine = function(one.detach().double()) - function(other.detach().double())
         # to third order the derivative in the middle is the difference quotient
         safe = torch.where(small, torch.ones_like(change), change)
-        slope = torch.where(small, slope, (value - start) / safe)
+        slope = torch.where(small, slope, (fine / safe.double()).to(slope.dtype))
         return torch.cat([valued(one * slope, value), start])
 
     def product(self, function: Callable[..., Tensor], first: Tensor, second: Tensor) -> Tensor:
