@@ -12,7 +12,7 @@ Three steps, each only where the one before leaves a gap:
    down; from each, what the lowest layer cannot take from it hops over to the sink's stream, and
    what a stream cannot use at all is pushed along its row to streams that can. Every edge is used
    once, so that the flow is possible; where it reaches the upper bound both are the maximum.
-3. Dinic's algorithm (1970) on the whole network.
+3. Dinic's algorithm on the whole network; see `xattn.maxflow.search`.
 
 In deep bidirectional stacks the first two nearly always meet: the flow then is the smaller of what
 leaves the source and what the *first* layer sends to the token.
@@ -20,28 +20,13 @@ leaves the source and what the *first* layer sends to the token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Sequence
 
-import numba
 import numpy as np
-import numpy.typing as npt
 
+from xattn.maxflow.compiled import EXACT, TINY, Array, compiled
+from xattn.maxflow.search import search
 from xattn.types import Floats, Ints
-
-Array = npt.NDArray[np.float64]
-F = TypeVar("F", bound=Callable[..., Any])
-EXACT = 1e-9
-"""Bounds that are no further apart count as met."""
-TINY = 1e-12
-"""Less residual capacity than that is none."""
-
-
-def compiled(function: F) -> F:
-    """Return the function compiled by numba at its first call; the code is kept on disk."""
-    fast = {"contract", "reassoc", "nsz"}  # but nan stays nan
-    built: Any = numba.njit(function, cache=True, nogil=True, fastmath=fast)
-    return cast(F, built)
 
 
 @compiled
@@ -174,114 +159,6 @@ def _star(
 
 
 @compiled
-def _dinic(source: Array, layers: Array, sink: int, bound: float, used: Array) -> float:
-    """Return the maximum flow to (0, sink) by Dinic's algorithm; `used` is scratch like `layers`.
-
-    Distances are counted back from the sink, and current arcs are remembered within a phase.
-    """
-    depth, count, _ = layers.shape
-    used[:] = 0.0
-    left = source.copy()
-    nodes = (depth + 1) * count
-    distance = np.empty(nodes, np.int64)
-    arc = np.empty(nodes, np.int64)
-    queue = np.empty(nodes, np.int64)
-    path = np.empty(nodes + 1, np.int64)
-    value = 0.0
-    while value < bound - EXACT:
-        distance[:] = -1
-        distance[sink] = 0
-        queue[0] = sink
-        head, tail = 0, 1
-        while head < tail:
-            node = queue[head]
-            head += 1
-            level, position = node // count, node % count
-            if level < depth:  # who could send down to here
-                for k in range(count):
-                    other = node - position + count + k
-                    room = layers[level, k, position] - used[level, k, position]
-                    if distance[other] < 0 and room > TINY:
-                        distance[other] = distance[node] + 1
-                        queue[tail] = other
-                        tail += 1
-            if level > 0:  # whose flow from here could be taken back
-                for k in range(count):
-                    other = node - position - count + k
-                    if distance[other] < 0 and used[level - 1, position, k] > TINY:
-                        distance[other] = distance[node] + 1
-                        queue[tail] = other
-                        tail += 1
-        before = value
-        arc[:] = 0
-        for start in range(count):
-            top = depth * count + start
-            while left[start] > TINY and distance[top] >= 0:
-                length = 0
-                path[0] = top
-                while True:
-                    node = path[length]
-                    if node == sink:
-                        break
-                    level, position = node // count, node % count
-                    moved = False
-                    while arc[node] < 2 * count:
-                        k = arc[node]
-                        if k < count:
-                            if level > 0:
-                                other = node - position - count + k
-                                room = layers[level - 1, position, k] - used[level - 1, position, k]
-                                if room > TINY and distance[other] == distance[node] - 1:
-                                    moved = True
-                        elif level < depth:
-                            other = node - position + k
-                            room = used[level, k - count, position]
-                            if room > TINY and distance[other] == distance[node] - 1:
-                                moved = True
-                        if moved:
-                            length += 1
-                            path[length] = other
-                            break
-                        arc[node] += 1
-                    if not moved:
-                        distance[node] = -1
-                        if length == 0:
-                            break
-                        length -= 1
-                        arc[path[length]] += 1
-                if path[length] != sink:
-                    break
-                push = left[start]
-                for i in range(length):
-                    push = min(push, _room(layers, used, path[i], path[i + 1], count))
-                for i in range(length):
-                    _send(used, path[i], path[i + 1], count, push)
-                left[start] -= push
-                value += push
-        if value <= before + TINY:
-            break
-    return value
-
-
-@compiled
-def _room(layers: Array, used: Array, node: int, other: int, count: int) -> float:
-    level, position, k = node // count, node % count, other % count
-    room: float = used[min(level, len(used) - 1), k, position]
-    if other < node - position:
-        room = layers[level - 1, position, k] - used[level - 1, position, k]
-    return room
-
-
-@compiled
-def _send(used: Array, node: int, other: int, count: int, push: float) -> None:
-    level, position, k = node // count, node % count, other % count
-    if other < node - position:
-        used[level - 1, position, k] += push
-    else:
-        used[level, k, position] -= push
-
-
-@compiled
 def _flows(
     sources: Array, layers: Array, columns: Array, causal: bool, sinks: Ints, how: Ints
 ) -> Array:
@@ -294,7 +171,7 @@ def _flows(
         total += columns[level]
         for k in range(count):
             narrow[level, k] = min(narrow[level - 1, k], layers[level, k, k])
-    used = np.empty((0, count, count))
+    used, back = np.empty((0, count, count)), np.empty((0, count, count))
     for number in range(len(sinks)):
         sink = sinks[number]
         for i in range(len(sources)):
@@ -309,17 +186,15 @@ def _flows(
                 found[i, number] = min(value, best)
                 continue
             how[2] += 1
-            if causal:  # the way leads through the positions between sink and source only
-                last = count
+            # in causal maps the way leads through the positions between sink and source only
+            first, last = 0, count
+            if causal:
+                first = sink
                 while source[last - 1] == 0.0:
                     last -= 1
-                part = layers[:, sink:last, sink:last].copy()
-                own = source[sink:last].copy()
-                found[i, number] = _dinic(own, part, 0, best, np.empty(part.shape))
-                continue
             if len(used) == 0:
-                used = np.empty(layers.shape)
-            found[i, number] = _dinic(source, layers, sink, best, used)
+                used, back = np.zeros(layers.shape), np.zeros(layers.shape)
+            found[i, number] = search(source, layers, columns, sink, first, last, best, used, back)
     return found
 
 
