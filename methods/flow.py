@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from xattn.errors import InputError
 from xattn.kinds import Traced
 from xattn.maxflow import max_flows
+from xattn.maxflow.compiled import Array
 from xattn.methods.rollout import MIXTURE, check_residual
 from xattn.model import Model
 from xattn.model.trace import Request, Trace
@@ -19,7 +20,7 @@ from xattn.registry import register
 from xattn.types import Batch
 
 ARRAYS = 4
-"""Copies of a text's maps in double precision: maps, columns, the search's flows and its part."""
+"""Copies of a text's maps in double precision: by rows, by columns, and the search's flows so."""
 
 
 @register(
@@ -79,8 +80,10 @@ def flows(
     residual: float,
     memory: float,
     method: str,
+    solve: Callable[[Array, Array], Array] = max_flows,
+    arrays: int = ARRAYS,
 ) -> Tensor:
-    """Return the maximum flow from the readout to each token, ``[batch, token]``.
+    """Return the flow from the readout to each token, ``[batch, token]``.
 
     Parameters
     ----------
@@ -94,6 +97,10 @@ def flows(
         GiB at most.
     method : str
         Who is to blame in messages.
+    solve : callable
+        Takes layers and source as `max_flows` does, and returns ``[token]``.
+    arrays : int
+        How many copies of a text's maps that takes.
 
     Raises
     ------
@@ -106,7 +113,7 @@ def flows(
     for i in range(len(batch)):
         columns = batch.columns(i)
         count = len(columns)
-        size = ARRAYS * 8 * len(layers) * count**2 / 2**30
+        size = arrays * 8 * len(layers) * count**2 / 2**30
         if size > memory:
             raise InputError(
                 f"{method} of a text of {count} tokens in {len(layers)} layers",
@@ -121,6 +128,6 @@ def flows(
             mixture[queries] *= residual
             mixture[queries, keys] += layer[i].numpy()
             stack[number] = mixture[np.ix_(columns, columns)]
-        found = max_flows(stack, readout[i, columns])
+        found = solve(stack, readout[i, columns])
         scores[i, torch.from_numpy(columns)] = torch.from_numpy(found).float()
     return scores.to(trace.readout.device)

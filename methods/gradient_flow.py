@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from xattn.errors import InputError
 from xattn.kinds import Traced
+from xattn.maxflow.barrier import central_flow
 from xattn.methods.flow import check_memory, flows
 from xattn.methods.rollout import check_residual
 from xattn.model import Model
@@ -20,11 +22,14 @@ from xattn.types import Batch
 
 
 def _slope(maps: Tensor, gradients: Tensor, queries: slice) -> Tensor:
-    return gradients.float().clamp(min=0).mean(1)
+    # masked keys have a gradient, too: what it would do to look at padding, or at what comes later
+    return (gradients.float().clamp(min=0) * (maps > 0)).mean(1)
 
 
 SLOPE = GradientReduction(_slope, along_queries, narrow=True)
-"""The mean over heads of the positive gradient, ``[batch, query, key]`` float32."""
+"""The mean over heads of the positive gradient by what is seen, ``[batch, query, key]`` float32."""
+EDGES = 16
+"""Copies of a text's maps that the barrier's flow holds beside its second derivatives."""
 WEIGHTS = {"product": RELEVANCE, "gradient": SLOPE}
 
 
@@ -42,15 +47,25 @@ class GradientFlow(Traced):
 
     The maximum flow from the readout to each token, as in `flow`, with capacities ``residual · I +
     (1 − residual) · W_l``: ``W_l`` is ``E_h[(∂y/∂A_l ⊙ A_l)⁺]`` or ``E_h[(∂y/∂A_l)⁺]`` (the paper's
-    AGF and GF), brought to rows of sum 1; rows that are zero throughout keep to themselves. The
-    paper reads all tokens off one flow to a common sink, which is not unique and made so by a log
-    barrier; here every token has a maximum of its own, which is unique as it is, and which is
-    `flow` if attention takes the place of ``W``. Scores are unsigned, without unit, in [0, 1].
+    AGF and GF), brought to rows of sum 1; rows that are zero throughout keep to themselves. With
+    attention in the place of ``W`` (the paper's AF) it is `flow`. Scores are unsigned, without
+    unit, in [0, 1].
+
+    The paper reads all tokens off one flow to a common sink. That maximum is shared out in many
+    ways, so a log barrier singles one out, ``max Σ f + μ Σ_e [log f_e + log(c_e − f_e)]``:
+    ``sink="common"`` does this; scores then sum to the maximum, at most 1, less what the barrier
+    costs. With rows of sum 1 nearly any split can be a maximum, as rollout is one, so which one is
+    reported is the barrier's choice: it spreads flow as evenly as capacities let it. By default
+    every token has a maximum of its own, which is unique as it is.
 
     Attributes
     ----------
     weight : {"product", "gradient"}
         ``W``: positive attention times gradient, or the positive gradient alone.
+    sink : {"each", "common"}
+        A flow to each token by itself, or one flow to all of them as in the paper.
+    barrier : float
+        ``μ`` of the common flow.
     residual : float
         Share of the residual connection in each layer.
     memory : float
@@ -58,6 +73,8 @@ class GradientFlow(Traced):
     """
 
     weight: Literal["product", "gradient"] = "product"
+    sink: Literal["each", "common"] = "each"
+    barrier: float = 1e-4
     residual: float = 0.5
     memory: float = 4.0
 
@@ -68,6 +85,12 @@ class GradientFlow(Traced):
             raise InputError(
                 "weight of gradient_flow", got=repr(self.weight), expected="product or gradient"
             )
+        if self.sink not in ("each", "common"):
+            raise InputError(
+                "sink of gradient_flow", got=repr(self.sink), expected="each or common"
+            )
+        if not 0 < self.barrier < float("inf"):
+            raise InputError("barrier of gradient_flow", got=str(self.barrier), expected="above 0")
 
     @property
     def request(self) -> Request:
@@ -85,4 +108,9 @@ class GradientFlow(Traced):
                 idle = torch.diag_embed((total[..., 0] == 0).double() * (1 - self.residual))
                 wide = wide + idle
             layers.append(wide)
-        return flows(batch, trace, layers, self.residual, self.memory, "gradient_flow")
+        given = (batch, trace, layers, self.residual, self.memory, "gradient_flow")
+        if self.sink == "each":
+            return flows(*given)
+        solve = partial(central_flow, barrier=self.barrier)
+        # second derivatives between all nodes, their part that counts, and its factor
+        return flows(*given, solve=solve, arrays=3 * len(layers) + EDGES)

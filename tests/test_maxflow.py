@@ -17,6 +17,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_flow
 
 from xattn.maxflow import depth_flows, max_flows, settled
+from xattn.maxflow.compiled import compiled
 
 Array = np.ndarray[Any, Any]
 spec = importlib.util.spec_from_file_location(
@@ -181,3 +182,14 @@ def test_flows_to_tokens_are_shapley_values_of_one_layer() -> None:
 def test_bad_capacities(layers: Array, source: Array, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         max_flows(layers, source)
+
+
+def test_kernels_are_compiled_where_no_folder_can_be_written_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("numba.core.caching.CacheImpl._locator_classes", [])
+    assert compiled(doubled)(21.0) == 42.0
+
+
+def doubled(number: float) -> float:
+    return 2 * number

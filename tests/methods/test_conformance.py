@@ -31,6 +31,7 @@ def test_on_every_family(tiny: Model, name: str, check: Callable[[Model, Method]
 @pytest.mark.parametrize(
     "spec",
     ["attention:layer=0,head=1", "rollout:residual=0.2", "flow:residual=0.0",
+     "gradient_flow:weight=gradient", "gradient_flow:sink=common",
      "attention_gradient:layer=-1", "attention_gradient:positive=True",
      "integrated_gradients:baseline=pad", "integrated_gradients:baseline=zero"],
 )  # fmt: skip

@@ -282,6 +282,8 @@ def test_every_task(
         ("smoothgrad:noise=-1.0", "noise of smoothgrad"),
         ("gradient_shap:baseline=none", "baseline of gradient_shap"),
         ("gradient_flow:weight=none", "weight of gradient_flow"),
+        ("gradient_flow:sink=none", "sink of gradient_flow"),
+        ("gradient_flow:barrier=0.0", "barrier of gradient_flow: got 0.0"),
         ("flow:memory=0.0", "memory of flow: got 0.0"),
     ],
 )
