@@ -159,42 +159,50 @@ def _star(
 
 
 @compiled
-def _flows(
-    sources: Array, layers: Array, columns: Array, causal: bool, sinks: Ints, how: Ints
-) -> Array:
-    """Return ``[source, sink]``; `how` ``[3]`` counts what settled them: cuts, sweeps, Dinic."""
+def _bounded(
+    sources: Array, layers: Array, columns: Array, causal: bool, sinks: Ints
+) -> tuple[Array, Array]:
+    """Return upper and lower bounds of the flows, ``[source, sink]`` each."""
     depth, count, _ = layers.shape
-    found = np.zeros((len(sources), len(sinks)))
+    above, below = np.zeros((len(sources), len(sinks))), np.zeros((len(sources), len(sinks)))
     scratch, total = np.empty((4, count)), np.zeros((count, count))
     narrow = np.full((depth, count), np.inf)
     for level in range(1, depth):
         total += columns[level]
         for k in range(count):
             narrow[level, k] = min(narrow[level - 1, k], layers[level, k, k])
-    used, back = np.empty((0, count, count)), np.empty((0, count, count))
     for number in range(len(sinks)):
         sink = sinks[number]
         for i in range(len(sources)):
-            source = sources[i]
-            best = _upper(source, layers, columns, causal, sink)
-            if best <= EXACT:
-                how[0] += 1
-                continue
-            value = _star(source, layers, columns, causal, sink, best, total[sink], narrow, scratch)
-            if depth == 1 or value >= best - EXACT:
-                how[1] += 1
-                found[i, number] = min(value, best)
-                continue
-            how[2] += 1
-            # in causal maps the way leads through the positions between sink and source only
-            first, last = 0, count
-            if causal:
-                first = sink
-                while source[last - 1] == 0.0:
-                    last -= 1
-            if len(used) == 0:
-                used, back = np.zeros(layers.shape), np.zeros(layers.shape)
-            found[i, number] = search(source, layers, columns, sink, first, last, best, used, back)
+            best = _upper(sources[i], layers, columns, causal, sink)
+            if best > EXACT:
+                above[i, number] = best
+                below[i, number] = _star(
+                    sources[i], layers, columns, causal, sink, best, total[sink], narrow, scratch
+                )
+    return above, below
+
+
+def _flows(
+    sources: Array, layers: Array, columns: Array, causal: bool, sinks: Ints, how: Ints
+) -> Array:
+    """Return ``[source, sink]``; `how` ``[3]`` counts what settled them: cuts, sweeps, Dinic."""
+    above, found = _bounded(sources, layers, columns, causal, sinks)
+    found = np.minimum(above, found)
+    # of a single layer the sweep is the flow
+    open_ = (found < above - EXACT) & (len(layers) > 1)
+    how += [(above == 0).sum(), (~open_ & (above > 0)).sum(), open_.sum()]
+    if not open_.any():
+        return found
+    # searches are called one by one: compiled into one kernel with the bounds they run slower
+    used, back = np.zeros(layers.shape), np.zeros(layers.shape)
+    first, last = 0, len(layers[0])
+    for i, number in np.argwhere(open_):
+        if causal:  # the way leads through the positions between sink and source only
+            first, last = sinks[number], np.flatnonzero(sources[i])[-1] + 1
+        found[i, number] = search(
+            sources[i], layers, columns, sinks[number], first, last, above[i, number], used, back
+        )
     return found
 
 
