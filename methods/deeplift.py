@@ -10,7 +10,7 @@ from torch import Tensor
 from xattn.errors import InputError
 from xattn.kinds import Complete
 from xattn.model import Model
-from xattn.model.relevance import differences
+from xattn.model.differences import differences
 from xattn.registry import register
 from xattn.types import Batch, Target
 

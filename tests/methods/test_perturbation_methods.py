@@ -18,7 +18,8 @@ from xattn.errors import InputError
 from xattn.methods.exact_shapley import all_coalitions, shapley_values
 from xattn.methods.kernel_shap import regression, sampled_coalitions
 from xattn.model import Model
-from xattn.model.game import games
+from xattn.model.game import games, worth
+from xattn.model.scorer import Scorer
 from xattn.testing import TEXTS
 
 Array = np.ndarray[Any, Any]
@@ -372,3 +373,36 @@ def test_inputs_are_scored_once(demo: Model) -> None:
     xattn.explain(demo, ["Dull dull"], ["occlusion:operator=delete"])
     # the prediction, the whole text and one of two equal words
     assert demo.passes.forward - before == 3
+
+
+@pytest.mark.parametrize("operator", ["delete", "attention-mask"])
+@pytest.mark.parametrize("method", ["exact_shapley", "occlusion", "kernel_shap", "partition_shap"])
+def test_what_stands_behind_the_place_has_no_part(
+    tiny_of: Callable[..., Model], method: str, operator: str
+) -> None:
+    model = tiny_of("gpt2", task="generate")
+    found = xattn.explain(
+        model, ["A clumsy"], [f"{method}:operator={operator}"], pairs=[" film, dull"]
+    )
+    written = np.flatnonzero(found[0].segments == 1)
+    assert len(found) == len(written) > 1
+    for item, place in zip(found, written, strict=True):
+        assert np.abs(item.scores[:place]).sum() > 1e-4
+        assert (item.scores[place:] == 0).all()
+
+
+def test_a_prompt_that_went_is_the_empty_token(tiny_of: Callable[..., Model]) -> None:
+    model = tiny_of("gpt2", task="generate")
+    [encoding] = model.encode(["A clumsy film"], [" is dull"])
+    [aim, *_] = model.aims([encoding], at=0)[0]
+    batch, target = model.batch([encoding]), model.target_of([aim])
+    [played] = games(model, batch, target, "delete")
+    everything, nothing = np.ones((1, len(played)), bool), np.zeros((1, len(played)), bool)
+    [[full, empty]] = worth(Scorer(model), [played], [np.concatenate([everything, nothing])])
+    alone = {"input_ids": torch.tensor([[model.token_id("auto")]])}
+    with torch.inference_mode():
+        logits = model.network(**alone).logits[0, 0]
+        whole = model.network(**batch.inputs).logits[0]
+    place = int(target.position.flatten()[0])
+    assert empty == pytest.approx(float(logits[aim.label[0]]), abs=1e-5)
+    assert full == pytest.approx(float(whole[place, aim.label[0]]), abs=1e-5)

@@ -17,8 +17,10 @@ from transformers import BertConfig, BertForSequenceClassification
 import xattn
 from xattn.errors import InputError, ModelError
 from xattn.model import Model, relevance
+from xattn.model.differences import Differences
+from xattn.model.lrp import Relevance
 from xattn.model.relevance import ledger
-from xattn.model.rules import Differences, Relevance, ruled
+from xattn.model.rules import ruled
 from xattn.testing import TEXTS, network_state
 
 spec = importlib.util.spec_from_file_location(
@@ -158,9 +160,13 @@ def ruled_differences(network: nn.Module, x: Tensor, start: Tensor) -> Tensor:
     leaf = x.clone().requires_grad_()
     for parameter in network.parameters():
         parameter.requires_grad_(False)
-    with torch.enable_grad(), ruled(network, Differences(), ()):
-        y = network(torch.cat([leaf, start]))
-    [slope] = torch.autograd.grad(y[: len(x)].sum(), leaf)
+    rules = Differences()
+    with torch.enable_grad(), ruled(network, rules, ()):
+        network(start.clone().requires_grad_())
+        rules.rewind()
+        y = network(leaf)
+    assert rules.finished
+    [slope] = torch.autograd.grad(y.sum(), leaf)
     return (x - start) * slope
 
 

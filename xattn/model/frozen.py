@@ -36,6 +36,7 @@ from xattn.model.operations import (
     ORDER,
     Call,
     linear_operands,
+    maps_numbers,
     tensors,
 )
 
@@ -415,10 +416,7 @@ def _is_simple(module: nn.Module) -> bool:
 
 def kind_of(module: nn.Module, given: Tensor, value: Any) -> str:
     """Tell activations, coefficients (f(0) is not 0) and modules that mix numbers apart."""
-    if not isinstance(value, Tensor) or value.shape != given.shape or torch.equal(value, given):
-        return "other"
-    turned = module.forward(given.flatten().flip(0).view_as(given))
-    if not torch.allclose(turned.flatten().flip(0).view_as(value), value, atol=1e-5, rtol=1e-5):
+    if not maps_numbers(module, given, value) or torch.equal(value, given):
         return "other"
     origin = module.forward(torch.zeros_like(given[:1]))
     return "activation" if not bool(origin.any()) else "coefficient"

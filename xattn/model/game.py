@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from xattn.model.adapter import Model
-from xattn.model.operators import Operator, get_operator, usual
+from xattn.model.operators import Operator, emptied, get_operator, usual
 from xattn.model.scorer import Scorer
 from xattn.types import Batch, Bools, Encoding, Floats, Ints, Row, Target
 
-CHUNK = 4096
-"""Coalitions whose inputs are held together."""
+CHUNK = 2**25
+"""Bytes of inputs that are held together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +34,13 @@ class Game:
     operator: Operator
     players: tuple[Ints, ...]
     """The token positions of each unit."""
+    head: int
+    """Of how many tokens at the start of the last stream one must stay to be read from."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of one input."""
+        return sum(values.nbytes for values in self.encoding.row.values())
 
     def __len__(self) -> int:
         return len(self.players)
@@ -43,11 +50,18 @@ class Game:
         keep = np.ones((len(coalitions), len(self.encoding)), dtype=np.bool_)
         for player, members in enumerate(self.players):
             keep[:, members] = coalitions[:, player, None]
+        last = self.encoding.streams == self.encoding.streams[-1]
+        bare: Bools = ~np.any(keep[:, last][:, : self.head], axis=1)
+        bare &= self.operator.physical
+        keep[bare, int(last.argmax())] = True
         rows = self.operator(self.model, self.encoding.row, keep)
+        rows = [
+            emptied(self.model, row) if none else row for row, none in zip(rows, bare, strict=True)
+        ]
         target = self.target[torch.zeros(len(rows), dtype=torch.long)]
         if target.position is None or not self.operator.physical:
             return rows, target
-        read = keep[:, self.encoding.streams == self.encoding.streams[-1]]
+        read = keep[:, last]
         moved = torch.from_numpy(np.stack([self.operator.shift(kept) for kept in read]))
 
         def shifted(places: Tensor | None) -> Tensor | None:
@@ -73,8 +87,9 @@ class Game:
 def games(model: Model, batch: Batch, target: Target, operator: str = "auto") -> list[Game]:
     """Return the game of each text of a batch.
 
-    Special tokens do not play; nor, where removing leaves no place behind, do tokens whose own
-    output is the target (a tagged word), except in continuations, which are read in front of them.
+    Special tokens do not play; nor what stands behind the last token that a continuation is
+    predicted from, which has no part in it; nor, where removing leaves no place behind, tokens
+    whose own output is the target (a tagged word).
 
     Parameters
     ----------
@@ -88,15 +103,28 @@ def games(model: Model, batch: Batch, target: Target, operator: str = "auto") ->
     found = []
     for i, encoding in enumerate(batch.encodings):
         own = target[torch.tensor([i], device=target.label.device)]
-        stays = encoding.special.copy()
-        if own.position is not None and chosen.physical and model.task.name != "generate":
-            own_places = own.label if model.task.name == "answer" else own.position
-            stays[own_places.flatten().cpu().numpy()] = True
+        places, start = _places(own), int((encoding.streams < encoding.streams[-1]).sum())
+        stays, head = encoding.special.copy(), len(encoding) - start
+        if model.task.name == "generate":
+            head = int(places.min()) + 1
+            stays[start + int(places.max()) + 1 :] = True
+        elif len(places) and chosen.physical:
+            where = own.label.flatten().cpu().numpy() if model.task.name == "answer" else places
+            stays[start + where] = True
         numbers = np.unique(encoding.units)
         members = [np.flatnonzero(encoding.units == number) for number in numbers]
         players = tuple(unit for unit in members if not stays[unit].any())
-        found.append(Game(model, encoding, own, chosen, players))
+        found.append(Game(model, encoding, own, chosen, players, head))
     return found
+
+
+def _places(own: Target) -> Ints:
+    """Return the places that the target of one text is read at; empty for whole inputs."""
+    if own.position is None:
+        return np.empty(0, dtype=np.int64)
+    real = own.position if own.weight is None else own.position[own.weight > 0]
+    places: Ints = real.flatten().cpu().numpy()
+    return places
 
 
 def worth(scorer: Scorer, played: Sequence[Game], coalitions: Sequence[Bools]) -> list[Floats]:
@@ -113,10 +141,12 @@ def worth(scorer: Scorer, played: Sequence[Game], coalitions: Sequence[Bools]) -
     waiting: list[tuple[int, slice]] = []
     held = 0
     for number, own in enumerate(coalitions):
-        for first in range(0, len(own), CHUNK):
-            part = slice(first, min(first + CHUNK, len(own)))
+        size = played[number].size
+        together = max(1, CHUNK // size)
+        for first in range(0, len(own), together):
+            part = slice(first, min(first + together, len(own)))
             waiting.append((number, part))
-            held += part.stop - part.start
+            held += (part.stop - part.start) * size
             if held >= CHUNK:
                 _settle(scorer, played, coalitions, waiting, results)
                 waiting, held = [], 0

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 LINEAR = {
     "linear": ("input", "weight", "bias"),
@@ -122,3 +122,14 @@ def _as_tensors(values: Sequence[Any]) -> tuple[Any, ...]:
 
 def _copy(target: Tensor, source: Tensor, *_: Any) -> Tensor:
     return source.to(target.dtype).expand_as(target)
+
+
+def maps_numbers(module: nn.Module, given: Tensor, value: Any) -> bool:
+    """Whether a module without weights maps every number by itself, as activations do.
+
+    Another order of the numbers tells: not the reverse one, in which a softmax comes out reversed.
+    """
+    if not isinstance(value, Tensor) or value.shape != given.shape:
+        return False
+    turned = module.forward(given.flatten().roll(1).view_as(given))
+    return torch.allclose(turned.flatten().roll(-1).view_as(value), value, atol=1e-5, rtol=1e-5)

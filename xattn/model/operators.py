@@ -162,13 +162,23 @@ def _blank(name: str, model: Model, part: Row, keep: Bools) -> list[Row]:
 
 
 def empty(model: Model, row: Row) -> Row:
-    """Return the empty stream: one token, attended, everything else 0."""
-    single = {name: np.zeros(1, dtype=np.int64) for name in row}
-    single[ids_of(row)][0] = model.token_id("auto")
-    for name in row:
-        if name.endswith("attention_mask"):
-            single[name][0] = 1
-    return single
+    """Return the empty stream: the empty token alone."""
+    return emptied(model, {name: np.zeros(1, dtype=np.int64) for name in row})
+
+
+def emptied(model: Model, row: Row) -> Row:
+    """Return an input whose first token, of its last stream, is the empty one.
+
+    It is attended, everything else of it is 0.
+    """
+    last = _streams(row)[-1]
+    result = dict(row)
+    for name, values in last.items():
+        result[name] = values.copy()
+        result[name][0] = int(name.endswith("attention_mask"))
+    ids = ids_of(last)
+    result[ids][0] = model.token_id("auto")
+    return result
 
 
 def _delete(model: Model, row: Row, keep: Bools) -> list[Row]:

@@ -262,6 +262,7 @@ def _source(paired: Encoding) -> Encoding:
         words=paired.words[kept],
         segments=paired.segments[kept],
         streams=paired.streams[kept],
+        units=paired.units[kept],
     )
 
 

@@ -2,137 +2,187 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from xattn.errors import AttentionError, ModelError
-from xattn.model.operations import LINEAR, ORDER, plain_name
-from xattn.model.rules import (
-    Differences,
-    Gate,
-    Part,
-    Relevance,
-    Rules,
-    depends,
-    norm_arguments,
-    ruled,
-)
-from xattn.model.tap import Edit
+from xattn.errors import InputError, ModelError
+from xattn.model.lrp import Gate, Part, Relevance
+from xattn.model.operations import plain_name
+from xattn.model.rules import COMPOSED, SOFTMAX, depends, following
 from xattn.types import Batch, Target
 
 if TYPE_CHECKING:
     from xattn.model.adapter import Model
 
-CLOSED = 1e-3
-"""Largest gap of a ledger, relative to the sum of the absolute values of its parts."""
+CLOSED = 1e-4
+"""Largest gap of a ledger, relative to the score or the sum of its parts' absolute values."""
+ROUNDING = 8
+"""How many units in the last place of everything that was added up are put down to rounding."""
+# What is linear but for a constant: its value at 0.
+AFFINE = frozenset(
+    {"add", "addbmm", "addmm", "baddbmm", "batch_norm", "cat", "concat", "concatenate", "conv1d",
+     "conv2d", "hstack", "index_copy", "layer_norm", "linear", "masked_fill", "masked_scatter",
+     "maximum", "minimum", "pad", "rsub", "scatter", "stack", "sub", "where"}
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """Where the relevance of an output went: the parts add up to the score."""
+    """Where the relevance of an output went: the parts add up to the score.
+
+    Examples
+    --------
+    >>> ledger = Ledger(2.0, 1.25, 0.5, 0.25, 0.0, 4.0, {})
+    >>> ledger.gap, ledger.constants
+    (0.0, 0.75)
+    """
 
     score: float
     """The targets, added up over the batch."""
     embeddings: float
-    """What the tokens' embeddings got."""
-    constants: float
-    """What everything that is added on the way got: biases, positions, segments, learned tokens."""
+    """What the tokens' embeddings got: the sum of all scores."""
+    biases: float
+    """What vectors of parameters got that are added on the way."""
+    positions: float
+    """What everything else got that is added: positions, segments, learned tokens, numbers."""
     softmax: float
     """What came into being in softmaxes that kept their derivative (AttnLRP); else 0."""
     size: float
-    """The sum of absolute values of all entries: what the gap is measured by."""
+    """The sum of absolute values of all entries, which rounding goes by."""
+    lost: Mapping[str, float] = field(default_factory=dict)
+    """By function of torch, what it was given and did not hand on: what the gap is made of."""
+
+    @property
+    def constants(self) -> float:
+        """What everything got that is added on the way."""
+        return self.biases + self.positions
 
     @property
     def gap(self) -> float:
         """The score minus all parts."""
         return self.score - self.embeddings - self.constants - self.softmax
 
+    @property
+    def share(self) -> float:
+        """The gap, relative to the score or to the parts where these are more."""
+        parts = sum(map(abs, (self.embeddings, self.biases, self.positions, self.softmax)))
+        return abs(self.gap) / max(abs(self.score), parts, 1e-12)
+
 
 class Counting(Relevance):
-    """Relevance whose additive constants are leaves, so that their share can be told."""
+    """Relevance that keeps an account of every function, while the target is differentiated."""
 
     def __init__(self, attention: Part, gate: Gate) -> None:
         super().__init__(attention, gate)
-        self.leaves: list[Tensor] = []
-        """The constants that were added on the way."""
+        self.biases, self.positions, self.size = 0.0, 0.0, 0.0
+        self.made: defaultdict[str, float] = defaultdict(float)
+        """By function, what came out of it minus what went in and what it added."""
+
+    @property
+    def softmaxes(self) -> float:
+        """What came into being in softmaxes."""
+        return sum((self.made.get(name, 0.0) for name in SOFTMAX), 0.0)
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs, follow = kwargs or {}, super().__torch_function__
-        if self.paused or not torch.is_grad_enabled():
-            return func(*args, **kwargs)
-
-        def ruled_function(*given: Any, **named: Any) -> Any:
-            return follow(func, types, given, named)
-
-        return self._added(func, ruled_function, args, kwargs)
-
-    def _added(self, original: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Compute a function under the rules, and count the constant that it adds."""
-        if not any(map(depends, (*args, *kwargs.values()))):
-            return func(*args, **kwargs)
-        base, in_place, _ = plain_name(getattr(original, "__name__", ""))
-        if base in ("add", "sub", "rsub") and len(args) > 1:
-            result = func(*args, **kwargs)
-            constants = [value for value in args[:2] if not depends(value)]
-            if not constants:
-                return result
-            nothing = [torch.zeros_like(v) if depends(v) else v for v in args[:2]]
-            plain = getattr(torch, base) if in_place else original
+        kwargs = kwargs or {}
+        base, in_place, _ = plain_name(getattr(func, "__name__", ""))
+        passes = self.paused or not torch.is_grad_enabled() or base in COMPOSED
+        if passes or not any(map(depends, (*args, *kwargs.values()))):
+            return super().__torch_function__(func, types, args, kwargs)
+        constant = None
+        if base in AFFINE:
             with torch.no_grad():
-                effect = plain(*nothing, *args[2:], **kwargs).expand_as(result)
-            return self._counted(result, effect)
-        if base in LINEAR:
-            result = func(*args, **kwargs)
-            given = {**dict(zip(ORDER[base], args, strict=False)), **kwargs}
-            bias = given.get(LINEAR[base][2])
-            if bias is None or depends(bias):
-                return result
-            effect = (bias * given.get("beta", 1)).detach()
-            if base == "conv1d":
-                effect = effect[:, None]
-            return self._counted(result, effect.expand_as(result))
-        if base == "layer_norm":
-            bias = norm_arguments(args, kwargs, ("weight", "bias", "eps"))[3]
-            result = func(*args, **kwargs)
-            return result if bias is None else self._counted(result, bias.expand_as(result))
-        if base in ("cat", "stack", "concat"):
-            parts = [p if depends(p) or not p.is_floating_point() else self._leaf(p)
-                     for p in args[0]]  # fmt: skip
-            return func(parts, *args[1:], **kwargs)
-        return func(*args, **kwargs)
+                constant = func(*(_at_zero(a, in_place) for a in args),
+                                **{k: _at_zero(v, False) for k, v in kwargs.items()})  # fmt: skip
+        if in_place or base == "setitem":  # what is overwritten cannot be told from what was there
+            result = super().__torch_function__(func, types, args, kwargs)
+        else:
+            args = tuple(self._twins(base, a, -1) for a in args)
+            kwargs = {k: self._twins(base, v, -1) for k, v in kwargs.items()}
+            result = super().__torch_function__(func, types, args, kwargs)
+            result = self._twins(base, result, 1, fresh=not _places(result) & _places([*args]))
+        if constant is not None and depends(result) and bool(constant.any()):
+            is_bias = any(isinstance(v, nn.Parameter) and v.ndim == 1
+                          for v in (*args, *kwargs.values()))  # fmt: skip
+            self._added(base, result, constant.expand_as(result), is_bias, counted=not in_place)
+        return result
 
-    def _leaf(self, constant: Tensor) -> Tensor:
-        leaf = constant.detach().clone().requires_grad_()
-        self.leaves.append(leaf)
-        return leaf
+    def _twins(self, base: str, value: Any, sign: int, *, fresh: bool = False) -> Any:
+        """Return tensors that depend on the embeddings as ones that only this function knows.
 
-    def _counted(self, result: Tensor, effect: Tensor) -> Tensor:
-        leaf = self._leaf(effect)
-        return result + (leaf - leaf.detach())  # the value stays, and the leaf takes its part
+        The derivative by a tensor says what all that read it got; that by a twin what one did.
+        What shares memory must go on doing so, since networks write into views; what is `fresh`
+        does not.
+        """
+        if isinstance(value, (list, tuple)) and depends(value):
+            kind: Any = type(value)
+            return kind([self._twins(base, each, sign, fresh=fresh) for each in value])
+        if not depends(value):
+            return value
+        twin: Tensor = value.clone() if fresh else value.view_as(value)
+        if value in self.activated:
+            self.activated[twin] = True
+        kept = twin.detach().clone()
+
+        def count(gradient: Tensor) -> None:
+            self.made[base] += sign * _sum(kept, gradient)
+
+        twin.register_hook(count)  # type: ignore[no-untyped-call]
+        return twin
+
+    def _added(
+        self, base: str, result: Tensor, constant: Tensor, is_bias: bool, *, counted: bool
+    ) -> None:
+        def count(gradient: Tensor) -> None:
+            part = _sum(constant, gradient)
+            self.size += _size(constant, gradient)
+            if is_bias:
+                self.biases += part
+            else:
+                self.positions += part
+            if counted:
+                self.made[base] -= part
+
+        result.register_hook(count)  # type: ignore[no-untyped-call]
 
 
-@contextmanager
-def _following(model: Model, batch: Batch, leaf: Tensor, rules: Rules) -> Iterator[None]:
-    """Run the network with other embeddings under rules."""
-    model.require_gradients()
-    attached = model.attach()
-    names = frozenset(site.module for site in attached.sites)
-    # attention in whole steps, so that they are seen one by one
-    steps = [Edit(probabilities=lambda site, p: p)] if attached.backend != "maps" else []
-    with ExitStack() as stack:
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(model.borrowed(batch.inputs, steps))
-        stack.enter_context(model.embedded(batch.inputs, leaf))
-        stack.enter_context(ruled(model.network, rules, names))
-        yield
+def _at_zero(value: Any, in_place: bool) -> Any:
+    """Return an argument with zeros in place of what depends on the embeddings."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_at_zero(each, in_place) for each in value)
+    if not isinstance(value, Tensor):
+        return value
+    return torch.zeros_like(value) if depends(value) else value.clone() if in_place else value
+
+
+def _places(value: Any) -> set[int]:
+    """Return where the memory of tensors is."""
+    if isinstance(value, (list, tuple)):
+        return set().union(*map(_places, value))
+    return {value.untyped_storage().data_ptr()} if isinstance(value, Tensor) else set()
+
+
+def _products(values: Tensor, gradient: Tensor) -> Tensor:
+    if values.is_complex():
+        values, gradient = torch.view_as_real(values), torch.view_as_real(gradient)
+    # blocked scores may be minus infinity, with a derivative of 0
+    return (values.double() * gradient.double()).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _sum(values: Tensor, gradient: Tensor) -> float:
+    return float(_products(values, gradient).sum())
+
+
+def _size(values: Tensor, gradient: Tensor) -> float:
+    return float(_products(values, gradient).abs().sum())
 
 
 def relevance(
@@ -145,6 +195,7 @@ def relevance(
     model : Model
     batch : Batch
     target : Target
+        Of a quantity other than the logit, the logits get what its derivative by them says.
     attention, gate
         See `rules.Relevance`.
 
@@ -155,7 +206,7 @@ def relevance(
     """
     check_closed(model, attention, gate)
     leaf = model.embeddings(batch.inputs).requires_grad_()
-    with _following(model, batch, leaf, Relevance(attention, gate)):
+    with following(model, batch, leaf, Relevance(attention, gate)):
         logits, asked = model.logits_for(batch.inputs, target)
     with torch.enable_grad():
         [gradient] = model.backward(asked(logits), [leaf])
@@ -172,42 +223,39 @@ def ledger(
     model : Model
     batch : Batch
     target : Target
-        Logits: other quantities are no sums.
+        Logits.
     attention : {"coefficient", "derivative"}
         CP-LRP or AttnLRP.
     gate : {"half", "coefficient"}
         See `rules.Relevance`.
+
+    Raises
+    ------
+    InputError
+        For a probability: it is no sum of what the tokens contribute.
     """
+    if target.quantity != "logit":
+        raise InputError("quantity of a ledger", got=target.quantity, expected="logit")
     leaf = model.embeddings(batch.inputs).requires_grad_()
     rules = Counting(attention, gate)
-    with _following(model, batch, leaf, rules):
+    with following(model, batch, leaf, rules):
         logits, asked = model.logits_for(batch.inputs, target)
     with torch.enable_grad():
-        score = asked(logits).sum()
-        scores, probabilities = ([pair[i] for pair in rules.softmaxes] for i in (0, 1))
-        sources = [leaf, *rules.leaves, *scores, *probabilities]
-        found = torch.autograd.grad(score, sources, allow_unused=True)
-
-    def entries(tensors: list[Tensor], gradients: tuple[Tensor | None, ...]) -> tuple[float, float]:
-        products = [
-            (t.detach() * g).nan_to_num(nan=0.0, neginf=0.0, posinf=0.0).double()
-            for t, g in zip(tensors, gradients, strict=True)
-            if g is not None
-        ]
-        return (
-            sum(float(p.sum()) for p in products),
-            sum(float(p.abs().sum()) for p in products),
-        )
-
-    first, second = 1 + len(rules.leaves), 1 + len(rules.leaves) + len(scores)
-    own, size = entries([leaf], found[:1])
-    added, more = entries(rules.leaves, found[1:first])
-    before, _ = entries(scores, found[first:second])
-    after, _ = entries(probabilities, found[second:])
-    return Ledger(float(score.detach()), own, added, after - before, size + more)
+        score = asked(logits)
+        [gradient] = model.backward(score, [leaf])
+    softmax = rules.softmaxes
+    return Ledger(
+        score=float(score.detach().double().sum()),
+        embeddings=_sum(leaf.detach(), gradient),
+        biases=rules.biases,
+        positions=rules.positions,
+        softmax=softmax,
+        size=rules.size + _size(leaf.detach(), gradient),
+        lost={name: -part for name, part in rules.made.items() if name not in SOFTMAX and part},
+    )
 
 
-_closed: WeakKeyDictionary[nn.Module, dict[tuple[Part, Gate], float]] = WeakKeyDictionary()
+_closed: WeakKeyDictionary[nn.Module, dict[tuple[Part, Gate], Ledger]] = WeakKeyDictionary()
 
 
 def check_closed(model: Model, attention: Part, gate: Gate) -> None:
@@ -222,50 +270,18 @@ def check_closed(model: Model, attention: Part, gate: Gate) -> None:
             probe = model.probe()
             asked = model.aims(probe.encodings, at=model.task.first)
             target = model.target_of([aims[0] for aims in asked])
-            found = ledger(model, probe, target, attention, gate)
-            known[rules] = abs(found.gap) / max(found.size, abs(found.score), 1e-9)
+            known[rules] = ledger(model, probe, target, attention, gate)
         finally:
             model.passes = passes
-    if not known[rules] <= CLOSED:  # nan is not, either
-        raise ModelError(
-            f"relevance gets lost in {type(model.network).__name__}",
-            got=f"parts that miss the output by {known[rules]:.1%} of their size",
-            expected="parts that add up to it",
-            remedy="use integrated_gradients, which needs nothing of the architecture",
-        )
-
-
-def differences(model: Model, batch: Batch, target: Target, kind: str) -> tuple[Tensor, Tensor]:
-    """Return DeepLIFT's scores ``[batch, token]`` and ``y(e) − y(e′)``, ``[batch]``.
-
-    Parameters
-    ----------
-    model : Model
-    batch : Batch
-    target : Target
-    kind : str
-        The baseline; see `Runner.baseline`.
-    """
-    actual, start = model.embeddings(batch.inputs), model.baseline(batch, kind)
-    leaf = actual.clone().requires_grad_()
-    pair = torch.arange(len(batch), device=actual.device).repeat(2)
-    doubled = replace(
-        batch,
-        encodings=batch.encodings * 2,
-        inputs={name: tensor[pair] for name, tensor in batch.inputs.items()},
+    found = known[rules]
+    rounding = ROUNDING * torch.finfo(model.dtype).eps * found.size
+    if abs(found.gap) <= rounding or found.share <= CLOSED:  # nan is neither
+        return
+    worst = max(found.lost, key=lambda name: abs(found.lost[name]), default="")
+    raise ModelError(
+        f"relevance gets lost in {type(model.network).__name__}",
+        got=f"parts that miss the output by {found.share:.2%}"
+        + (f", most of it in the function {worst}" if worst else ""),
+        expected="parts that add up to it",
+        remedy="use integrated_gradients, which needs nothing of the architecture",
     )
-    both = torch.cat([leaf, start])
-    try:
-        with _following(model, doubled, both, Differences()):
-            logits, asked = model.logits_for(doubled.inputs, target[pair])
-            value = asked(logits)
-    except NotImplementedError as error:
-        raise AttentionError(
-            f"DeepLIFT has no rule for a function of {type(model.network).__name__}",
-            got=str(error),
-            remedy="use integrated_gradients, which needs nothing of the architecture",
-        ) from error
-    [gradient] = model.backward(value[: len(batch)], [leaf])
-    scores = ((actual - start).float() * gradient.float()).sum(-1)
-    reached = value.detach()
-    return scores, reached[: len(batch)] - reached[len(batch) :]
