@@ -6,13 +6,15 @@
 >>> list(result.leaderboard("delete", "abpc").columns)
 ['method', 'operator', 'metric', 'mean', 'low', 'high', 'n']
 
-`compare` returns a `Comparison`; `OPERATORS` says what removing a token means, `METRICS` what is
-made of the scores.
+`compare` returns a `Comparison`; `OPERATORS` says what removing a unit means, `metrics` is the
+registry of what is made of the scores.
 """
 
 from xattn.data import Dataset, load_dataset
+from xattn.evaluation.case import Bounds, Case
 from xattn.evaluation.comparison import Comparison, load
-from xattn.evaluation.faithfulness import METRICS, Measurement, Metric
+from xattn.evaluation.design import DEFAULT_METRICS, Design
+from xattn.evaluation.metric import Metric, MetricDeclaration, metrics
 from xattn.evaluation.randomisation import randomisation
 from xattn.evaluation.runner import compare
 from xattn.evaluation.statistics import Interval, interval, paired_difference
@@ -20,13 +22,16 @@ from xattn.model.operators import OPERATORS, Operator, get_operator
 from xattn.model.scorer import Scorer
 
 __all__ = [
-    "METRICS",
+    "DEFAULT_METRICS",
     "OPERATORS",
+    "Bounds",
+    "Case",
     "Comparison",
     "Dataset",
+    "Design",
     "Interval",
-    "Measurement",
     "Metric",
+    "MetricDeclaration",
     "Operator",
     "Scorer",
     "compare",
@@ -34,6 +39,7 @@ __all__ = [
     "interval",
     "load",
     "load_dataset",
+    "metrics",
     "paired_difference",
     "randomisation",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -15,16 +15,18 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from xattn.data import Dataset
 from xattn.errors import InputError, UnknownNameError
-from xattn.evaluation.faithfulness import METRICS
+from xattn.evaluation.block import Findings
+from xattn.evaluation.design import Design
+from xattn.evaluation.metric import metrics
 from xattn.evaluation.statistics import Interval, interval, paired_difference
+from xattn.evaluation.store import packed, unpacked
 from xattn.files import whole
 from xattn.types import Attribution, Floats
 
-GRID = np.linspace(0.0, 1.0, 11)
-"""Shares of removed tokens at which curves of different texts are put side by side."""
 CELL = ["method", "operator", "metric"]
-FRAMES = ("scores", "curves", "cost", "examples")
+FRAMES = ("scores", "curves", "cost", "examples", "failures")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +45,10 @@ class Comparison:
     attributions: list[Attribution]
     """Text by text, for each text in the order of the methods; named as in `scores`."""
     examples: pd.DataFrame
-    """One row for each example: id, text, pair, label, prediction, probability, kind."""
+    """One row for each example: id, text, pair, label, target, prediction, probability, kind."""
+    failures: pd.DataFrame
+    """One row for each text that failed, under one method or altogether: id, text, method,
+    error."""
     provenance: dict[str, Any]
     """What was run on what, with which parameters and versions; plain values."""
 
@@ -80,8 +85,9 @@ class Comparison:
             if method == "random":
                 continue
             difference = paired_difference(values, cells["random", operator, metric], self.seed)
-            higher = METRICS[metric].higher_is_better
+            higher = metrics.get(metric.partition(":")[0]).declaration.higher_is_better
             beats = difference.low > 0 if higher else difference.high < 0
+            beats = beats and higher is not None
             rows.append((method, operator, metric, *difference, bool(beats)))
         return pd.DataFrame(rows, columns=[*CELL, *Interval._fields, "beats_random"])
 
@@ -108,7 +114,7 @@ class Comparison:
         rows = self._summary[
             (self._summary["operator"] == operator) & (self._summary["metric"] == metric)
         ]
-        upwards = not METRICS[metric].higher_is_better
+        upwards = metrics.get(metric.partition(":")[0]).declaration.higher_is_better is False
         return rows.sort_values("mean", ascending=upwards, kind="stable", ignore_index=True)
 
     # ------------------------------------------------------------------ files
@@ -138,7 +144,7 @@ class Comparison:
             "provenance": self.provenance,
         }
         text = json.dumps(summary, indent=2, default=str, allow_nan=False)
-        table = pa.Table.from_pylist([_packed(a) for a in self.attributions])
+        table = pa.Table.from_pylist([packed(a) for a in self.attributions])
         # The stack unwinds from behind, so summary.json gets its name last.
         writers: dict[str, Callable[[Path], object]] = {
             "summary.json": partial(_write, text),
@@ -166,11 +172,11 @@ def load(directory: str | Path) -> Comparison:
     directory = Path(directory)
     try:
         frames = {name: pd.read_parquet(directory / f"{name}.parquet") for name in FRAMES}
-        packed = pq.read_table(directory / "attributions.parquet").to_pylist()
+        rows = pq.read_table(directory / "attributions.parquet").to_pylist()
         summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
         return Comparison(
             **frames,
-            attributions=[_unpacked(row) for row in packed],
+            attributions=[unpacked(row) for row in rows],
             provenance=summary["provenance"],
         )
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
@@ -189,22 +195,115 @@ def _records(frame: pd.DataFrame) -> list[dict[Hashable, Any]]:
     ]
 
 
-def _packed(attribution: Attribution) -> dict[str, Any]:
-    # parameters differ from method to method, which a table's columns cannot
-    values = attribution.to_dict()
-    return {**values, "parameters": json.dumps(values["parameters"], default=str)}
+def assembled(
+    found: Findings,
+    dataset: Dataset,
+    design: Design,
+    classes: Sequence[str],
+    provenance: dict[str, Any],
+) -> Comparison:
+    """Return the comparison that findings make, in the order of texts, methods and metrics.
 
+    Parameters
+    ----------
+    found : Findings
+    dataset : Dataset
+        What the texts come from.
+    design : Design
+    classes : sequence of str
+        As the model names them.
+    provenance : dict
+    """
+    told = sorted(set(found.examples))
+    number = {(text, aim): i for i, (text, aim, *_) in enumerate(told)}
+    texts = [text for text, *_ in told]
+    labels = _named(dataset.labels, classes)
 
-def _unpacked(row: dict[str, Any]) -> Attribution:
-    arrays = {name: np.array(row.pop(name), dtype=np.int64) for name in ("segments", "words")}
-    return Attribution(
-        **{
-            **row,
-            "tokens": tuple(row["tokens"]),
-            "offsets": np.array(row["offsets"], dtype=np.int64).reshape(-1, 2),
-            "segments": arrays["segments"],
-            "word_ids": arrays["words"],
-            "scores": np.array(row["scores"], dtype=np.float32),
-            "parameters": json.loads(row["parameters"]),
+    def of(column: Sequence[Any] | None) -> list[Any]:
+        return [None if column is None else column[text] for text in texts]
+
+    examples = pd.DataFrame(
+        {
+            "example": range(len(told)),
+            "id": of(dataset.ids),
+            "text": of(dataset.texts),
+            "pair": of(dataset.pairs),
+            "label": of(labels),
+            "target": [target for _, _, target, _, _ in told],
+            "prediction": [prediction for *_, prediction, _ in told],
+            "probability": [probability for *_, probability in told],
+            "kind": of(dataset.kinds),
         }
     )
+    order = {name: i for i, name in enumerate(design.methods)}
+    items = sorted(found.attributions, key=lambda row: (number[row[:2]], order[row[2].method]))
+    cost = pd.DataFrame(
+        {
+            "example": [number[text, aim] for text, aim, _ in items],
+            "method": [a.method for _, _, a in items],
+            "seconds": [a.seconds for _, _, a in items],
+            "forward_passes": [float(a.forward_passes) for _, _, a in items],
+            "backward_passes": [float(a.backward_passes) for _, _, a in items],
+            "gap": [np.nan if a.gap is None else a.gap for _, _, a in items],
+        }
+    )
+    failed = sorted(set(found.failures))
+    return Comparison(
+        scores=_frame(found.scores, [*CELL, "value"], number, design),
+        curves=_frame(
+            found.curves, ["method", "operator", "order", "fraction", "score"], number, design
+        ),
+        cost=cost,
+        attributions=[a for _, _, a in items],
+        examples=examples,
+        failures=pd.DataFrame(
+            {
+                "id": [dataset.ids[text] for text, *_ in failed],
+                "text": [dataset.texts[text] for text, *_ in failed],
+                "method": [method for _, method, _ in failed],
+                "error": [error for *_, error in failed],
+            }
+        ),
+        provenance=provenance,
+    )
+
+
+def _frame(
+    rows: Sequence[tuple[Any, ...]],
+    columns: Sequence[str],
+    number: Mapping[tuple[int, int], int],
+    design: Design,
+) -> pd.DataFrame:
+    """Return rows ``(text, aim, *columns)`` as a table, sorted by what the design lists."""
+    ranks = {
+        "method": {name: i for i, name in enumerate(design.methods)},
+        "operator": {name: i for i, name in enumerate(design.operators)},
+        "metric": {name: i for i, name in enumerate(design.metrics)},
+        "order": {"morf": 0, "lerf": 1},
+    }
+    frame = pd.DataFrame(list(rows), columns=["text", "aim", *columns])
+    places = zip(frame["text"], frame["aim"], strict=True)
+    frame.insert(0, "example", np.array([number[place] for place in places], dtype=np.int64))
+    for name in set(ranks) & set(columns):  # what a run had beside is not asked for here
+        frame = frame[frame[name].isin(list(ranks[name]))]
+    keys = ["example", *(name for name in columns if name in ranks or name == "fraction")]
+    frame = frame.drop(columns=["text", "aim"]).drop_duplicates(keys)
+    return frame.sort_values(
+        keys,
+        key=lambda column: column.map(ranks[column.name]) if column.name in ranks else column,
+        ignore_index=True,
+    )
+
+
+def _named(labels: Sequence[str | int] | None, classes: Sequence[str]) -> list[str] | None:
+    """Return the labels as the model names its classes; None if they are of another kind.
+
+    Data sets often number their classes. A label that is no class cannot be right or wrong.
+    """
+    if labels is None:
+        return None
+    numbers = {str(i): name for i, name in enumerate(classes)}
+    for names in ({name: name for name in classes}, numbers):
+        if all(str(label) in names for label in labels):
+            return [names[str(label)] for label in labels]
+    return None

@@ -1,153 +1,56 @@
-"""`compare`: explain every text by every method, remove tokens, and measure what happens.
+"""`compare`: explain every text by every method, remove units, and measure what happens.
 
-Texts are worked on in chunks. In each chunk all methods explain, the oracle searches, and all
-perturbed inputs of all methods and operators are gathered and scored together, each one once.
+Texts are worked on in blocks. In each, all methods explain, a search finds the best and the worst
+order, and all perturbed inputs of all methods, metrics and operators are gathered and scored
+together, each one once.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import platform
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
+import torch
 
 from xattn.data import Dataset
 from xattn.errors import InputError, ModelError
-from xattn.evaluation import curves, oracle
-from xattn.evaluation.comparison import GRID, Comparison
-from xattn.evaluation.deletion import Deletion, measure
-from xattn.evaluation.faithfulness import METRICS, Measurement
-from xattn.explanations import ALL, expanded, explain, parameters, refusals
+from xattn.evaluation.block import NOTHING, Block, Findings, Known, measure
+from xattn.evaluation.comparison import Comparison, assembled
+from xattn.evaluation.design import PLAUSIBLE, Design
+from xattn.evaluation.store import Store, code
+from xattn.explanations import ALL, explain, parameters, refusals
 from xattn.model import Model
-from xattn.model.operators import Operator, get_operators
+from xattn.model.operators import get_operator
 from xattn.model.scorer import Scorer
-from xattn.registry import Method, methods
-from xattn.types import Attribution, Encoding, Ints
+from xattn.types import Encoding, Quantity, Unit
 
-RANDOM, ORACLE = "random", "oracle"
-CHUNK = 64
-"""Texts of a chunk."""
-CHUNK_SQUARES = 2**18
-"""Largest sum of squared lengths of a chunk: a step of the oracle holds so many ids a search."""
+BLOCK, CHARACTERS = 64, 32_000
+"""Most texts and most characters of a block."""
 LIBRARIES = ("xattn", "torch", "transformers", "numpy", "scipy", "pandas")
 
 Progress = Callable[[int, int], None]
+Loader = Callable[[], Model]
+"""Loads the model in another process; must be picklable, for example a `functools.partial`."""
 
 
-@dataclass(eq=False)
-class Run:
-    """One comparison under way: what it works with and the records it collects."""
-
-    scorer: Scorer
-    built: Mapping[str, Method]
-    operators: Sequence[Operator]
-    label: int | None
-    seed: int
-    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    attributions: list[Attribution] = field(default_factory=list)
-    predictions: list[tuple[str, float]] = field(default_factory=list)
-    scores: list[tuple[int, str, str, str, float]] = field(default_factory=list)
-    curves: list[tuple[int, str, str, str, float, float]] = field(default_factory=list)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Add the wall time of the block to `seconds`."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] += time.perf_counter() - start
-
-    def chunk(self, first: int, encodings: Sequence[Encoding]) -> None:
-        """Do everything for texts `first`, `first` + 1 ..."""
-        with self.stage("score"):
-            labels = self._explained(encodings)
-        with self.stage("explain"):
-            orders = self._orders(first, encodings)
-        with self.stage("oracle"):
-            extremes = self._extremes(encodings, labels)
-        keys = [
-            (i, method, operator)
-            for i in range(len(encodings))
-            for method in (*self.built, ORACLE)
-            for operator in self.operators
-        ]
-        deletions = []
-        for i, method, operator in keys:
-            if method == ORACLE:
-                morf, lerf = extremes[i, operator.name]
-            else:
-                morf, lerf = orders[i, method], orders[i, method][::-1]
-            deletions.append(Deletion(encodings[i], operator, labels[i], morf, lerf))
-        with self.stage("score"):
-            measurements = measure(self.scorer, deletions)
-        for (i, method, operator), measured in zip(keys, measurements, strict=True):
-            self._record(first + i, method, operator.name, measured)
-        self.scorer.clear()
-
-    def _explained(self, encodings: Sequence[Encoding]) -> list[int]:
-        """Note the predictions; return the class that is explained of each text."""
-        rows = [e.row for e in encodings]
-        labels = self.scorer.logits(rows).argmax(-1).tolist()
-        names = [self.scorer.model.labels[label] for label in labels]
-        self.predictions += zip(names, self.scorer.scores(rows, labels).tolist(), strict=True)
-        return labels if self.label is None else [self.label] * len(encodings)
-
-    def _orders(self, first: int, encodings: Sequence[Encoding]) -> dict[tuple[int, str], Ints]:
-        """Explain; return the MoRF order of each text and method."""
-        model, built = self.scorer.model, list(self.built.values())
-        explanations = explain(model, encodings, built, label=self.label)
-        orders = {}
-        for i, group in enumerate(explanations.by_text()):
-            for name, attribution in zip(self.built, group, strict=True):
-                # one seed a text, so that methods do not differ by how their ties fall
-                seed = (self.seed, first + i)
-                orders[i, name] = curves.order(attribution.scores, encodings[i].removable, seed)
-                self.attributions.append(replace(attribution, method=name))
-        return orders
-
-    def _extremes(
-        self, encodings: Sequence[Encoding], labels: Sequence[int]
-    ) -> dict[tuple[int, str], tuple[Ints, Ints]]:
-        """Return the oracle's MoRF and LeRF order of each text and operator."""
-        keys = [(i, o) for i in range(len(encodings)) for o in self.operators]
-        searches = [
-            oracle.Search(encodings[i], operator, labels[i], lowest_first)
-            for i, operator in keys
-            for lowest_first in (True, False)
-        ]
-        found = oracle.run(self.scorer, searches)
-        pairs = zip(found[::2], found[1::2], strict=True)
-        return {(i, o.name): pair for (i, o), pair in zip(keys, pairs, strict=True)}
-
-    def _record(self, example: int, method: str, operator: str, measured: Measurement) -> None:
-        for name, metric in METRICS.items():
-            self.scores.append((example, method, operator, name, metric(measured)))
-        for direction, curve in (("morf", measured.morf), ("lerf", measured.lerf)):
-            for fraction, score in zip(GRID.tolist(), curve.at(GRID).tolist(), strict=True):
-                self.curves.append((example, method, operator, direction, fraction, score))
-
-
-def chunks(encodings: Sequence[Encoding]) -> Iterator[range]:
-    """Split texts into runs of at most `CHUNK` whose squared lengths stay under a bound.
-
-    The oracle holds one input of ``n`` tokens for each of ``n`` tokens, so memory grows with the
-    square; a text that is over the bound by itself gets a chunk of its own.
-    """
-    start = squares = 0
-    for i, encoding in enumerate(encodings):
-        square = len(encoding) ** 2
-        if i > start and (i - start == CHUNK or squares + square > CHUNK_SQUARES):
-            yield range(start, i)
-            start, squares = i, 0
-        squares += square
-    yield range(start, len(encodings))
+def blocks(dataset: Dataset) -> list[Block]:
+    """Split a data set into blocks; where they end depends on the texts alone."""
+    found, start, size = [], 0, 0
+    whole = Block(0, dataset.texts, dataset.pairs, dataset.rationales)
+    for i, text in enumerate(dataset.texts):
+        if i > start and (i - start == BLOCK or size + len(text) > CHARACTERS):
+            found.append(whole[start:i])
+            start, size = i, 0
+        size += len(text)
+    return [*found, whole[start:]] if len(whole) else found
 
 
 def compare(
@@ -156,9 +59,18 @@ def compare(
     methods: Sequence[str] | None = None,
     operators: Sequence[str] | None = None,
     *,
+    metrics: Sequence[str] | None = None,
+    unit: Unit = "token",
+    quantity: Quantity = "probability",
     label: str | int | None = None,
+    at: str | int | None = None,
     seed: int = 0,
     truncate: bool = False,
+    beam: int = 3,
+    directory: str | Path | None = None,
+    resume: bool = False,
+    jobs: int = 1,
+    loader: Loader | None = None,
     progress: Progress | None = None,
     command: str = "",
     scorer: Scorer | None = None,
@@ -174,14 +86,34 @@ def compare(
         every registered one that takes the model and the longest text. ``random`` and ``oracle``,
         the yardsticks, are always added.
     operators : sequence of str, optional
-        What removing a token means; see `xattn.evaluation.OPERATORS`. By default ``delete`` and
+        What removing a unit means; see `xattn.evaluation.OPERATORS`. By default ``delete`` and
         ``mask``, or ``attention-mask`` where the tokenizer has no mask token.
+    metrics : sequence of str, optional
+        Names, or names with options (``"abpc:ordering=absolute"``); see `xattn.evaluation.metrics`.
+        By default `DEFAULT_METRICS`, and those of plausibility where the data set has rationales.
+    unit : {"token", "word", "sentence"}
+        What is removed at a time.
+    quantity : {"probability", "logit", "log_probability"}
+        What is watched as units go.
     label : str or int, optional
         The class that is explained and scored; by default each text's predicted one.
+    at : str or int, optional
+        Where the prediction is read, as in `explain`. A text that is asked at several places is
+        an example for each.
     seed : int
-        Of the random method, of ties, and of the bootstrap.
+        Of the random method, of ties, of what metrics draw, and of the bootstrap.
     truncate : bool
         Cut texts that are too long instead of refusing them.
+    beam : int
+        Beginnings that the search for the best and the worst order of removal keeps.
+    directory : str or Path, optional
+        Where finished parts are kept as the run goes.
+    resume : bool
+        Go on with the run in `directory`; what is there already is not computed again. Methods,
+        operators and metrics may be more than they were.
+    jobs : int
+        Processes that share the work; more than one needs a `loader`.
+    loader : callable, optional
     progress : callable, optional
         Called with the number of texts done and the number of all.
     command : str
@@ -192,15 +124,16 @@ def compare(
     Returns
     -------
     Comparison
+        With what went wrong in `Comparison.failures`: a text that fails does not stop the others.
 
     Raises
     ------
     UnknownNameError
-        For an unknown method, operator or class.
+        For an unknown method, metric, operator or class.
     InputError
-        For a text that the model cannot read, or no operator.
+        For no operator, no text, another run in `directory`, or if all texts fail.
     ModelError
-        If the model cannot serve a method.
+        If the model predicts numbers, or cannot serve a method.
 
     Examples
     --------
@@ -211,118 +144,178 @@ def compare(
     'oracle'
     """
     start, date = time.perf_counter(), datetime.now(UTC)
-    if model.task.name != "classify" or model.link == "identity":
+    if model.link == "identity" and quantity != "logit":
         raise ModelError(
-            "only classifiers of texts can be compared",
-            got=f"{model.name}, a model for {model.task.name}"
-            + (" that predicts numbers" if model.link == "identity" else ""),
-            remedy="explain single texts with explain (xattn explain)",
+            f"{model.name} predicts numbers",
+            got=f"quantity {quantity}",
+            expected="logit: the number itself",
         )
-    built = _build(methods, seed)
     if operators is None:
-        masks = model.tokenizer.mask_token_id is not None
+        masks = model.tokenizer is None or model.tokenizer.mask_token_id is not None
         operators = ("delete", "mask" if masks else "attention-mask")
-    chosen = get_operators(operators)
-    if not chosen:
-        raise InputError("no operator is named", expected="one or more, for example delete")
-    scorer = Scorer(model) if scorer is None else scorer
+    if metrics is None and dataset.rationales is not None:
+        metrics = (*Design.of([], None, operators).metrics, *PLAUSIBLE)
     number = None if label is None else model.label_id(label)
-    encodings = model.encode(dataset.texts, dataset.pairs, truncate=truncate)
-    if not encodings:
+    design = Design.of(
+        methods,
+        metrics,
+        operators,
+        unit=unit,
+        quantity=quantity,
+        label=number,
+        at=at,
+        seed=seed,
+        truncate=truncate,
+        beam=beam,
+    )
+    if not dataset.texts:
         raise InputError("no text is given", expected="a data set of one or more")
-    longest = [max(encodings, key=len)]
-    every = methods is None or ALL in methods
-    refused = refusals(model, longest, list(built.values()), label=number) if every else {}
-    built = {name: method for name, method in built.items() if method not in refused}
-    run = Run(scorer, built, chosen, number, seed)
-    for operator in chosen:  # a tokenizer without a mask token is better found out now
-        operator(model, encodings[0].row, encodings[0].special[None])
-    for part in chunks(encodings):
-        run.chunk(part.start, encodings[part.start : part.stop])
-        if progress is not None:
-            progress(part.stop, len(encodings))
+    shortest, longest = _extremes(model, dataset, truncate)
+    built = list(design.built_methods().values())
+    refused = {}
+    if methods is None or ALL in methods:
+        refused = refusals(model, [longest], built, label=number, at=at)
+    else:  # what does not even serve the shortest text would fail on all
+        explain(model, [shortest], built, label=number, at=at)
+    design = design.without([m.name for m in refused])
+    for operator in design.operators:  # a tokenizer without a mask token is better found out now
+        get_operator(operator)(model, longest.row, longest.special[None])
+    identity = _identity(model, dataset, design)
+    store = None if directory is None else Store(Path(directory), identity, resume=resume)
+    if jobs > 1 and loader is None:
+        raise InputError("jobs", got=str(jobs), expected="1, or a loader of the model beside")
+    work = _Work(model, dataset, design, store, scorer)
+    found = work.run(jobs, loader, progress)
+    if store is not None:
+        found = store.findings()
+    _any_result(found)
     provenance = {
-        **_circumstances(run, dataset),
+        **identity,
+        "design": {**design.fixed(), "metrics": list(design.metrics)},
+        "seed": seed,
+        "label": None if number is None else model.class_name(number),
+        "methods": {
+            name: {"name": m.name, **parameters(m)} for name, m in design.built_methods().items()
+        },
+        "operators": list(design.operators),
+        "inputs": {"asked": found.asked, "run": found.run},
         "refused": {method.name: why for method, why in refused.items()},
         "date": date.isoformat(timespec="seconds"),
         "command": command,
-        "seconds": {"total": time.perf_counter() - start, **run.seconds},
+        "jobs": jobs,
+        "seconds": {"total": time.perf_counter() - start, **found.seconds},
     }
-    return _result(run, dataset, provenance)
+    return assembled(found, dataset, design, model.labels, provenance)
 
 
-def _build(specs: Sequence[str] | None, seed: int) -> dict[str, Method]:
-    """Return the methods by their display names, random among them."""
-    names = dict.fromkeys(expanded([ALL] if specs is None else specs))
-    names.pop(ORACLE, None)  # always there, and no method
-    names[RANDOM] = None
-    return {
-        name: methods.build(f"{RANDOM}:seed={seed}" if name == RANDOM else name) for name in names
-    }
+@dataclass(eq=False)
+class _Work:
+    """All blocks of a data set."""
+
+    model: Model
+    dataset: Dataset
+    design: Design
+    store: Store | None
+    scorer: Scorer | None
+
+    def run(self, jobs: int, loader: Loader | None, progress: Progress | None) -> Findings:
+        """Measure what is missing; return what is not kept in a store."""
+        total, todo = len(self.dataset), list(self._todo())
+        rest = total - sum({part.first: len(part) for part, _, _ in todo}.values())
+        left = {part.first: sum(p.first == part.first for p, _, _ in todo) for part, _, _ in todo}
+        everything = Findings()
+        results = (
+            self._here(todo) if jobs == 1 or loader is None else _elsewhere(todo, jobs, loader)
+        )
+        for (part, design, _), found in results:
+            if self.store is None:
+                everything.add(found)
+            else:
+                self.store.write(part, design, found)
+            left[part.first] -= 1
+            if not left[part.first]:
+                rest += len(part)
+                if progress is not None:
+                    progress(rest, total)
+        return everything
+
+    def _todo(self) -> Iterator[Task]:
+        for part in blocks(self.dataset):
+            if self.store is None:
+                yield part, self.design, NOTHING
+                continue
+            for design in self.store.missing(part, self.design):
+                yield part, design, self.store.known(part)
+
+    def _here(self, todo: Sequence[Task]) -> Iterator[tuple[Task, Findings]]:
+        for task in todo:
+            part, design, known = task
+            yield task, measure(self.model, part, design, known, self.scorer)
 
 
-def _circumstances(run: Run, dataset: Dataset) -> dict[str, Any]:
-    """Return what the result depends on, as plain values."""
-    model, libraries = run.scorer.model, {name: version(name) for name in LIBRARIES}
+Task = tuple[Block, Design, Known]
+_loaded: list[Model] = []
+"""The model of a process that works for another one."""
+
+
+def _begin(loader: Loader, threads: int) -> None:
+    torch.set_num_threads(threads)
+    _loaded[:] = [loader()]
+
+
+def _measured(task: Task) -> Findings:
+    part, design, known = task
+    return measure(_loaded[0], part, design, known)
+
+
+def _elsewhere(todo: Sequence[Task], jobs: int, loader: Loader) -> Iterator[tuple[Task, Findings]]:
+    threads = max(1, torch.get_num_threads() // jobs)
+    with ProcessPoolExecutor(
+        jobs, multiprocessing.get_context("spawn"), _begin, (loader, threads)
+    ) as pool:
+        futures = {pool.submit(_measured, task): task for task in todo}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _extremes(model: Model, dataset: Dataset, truncate: bool) -> tuple[Encoding, Encoding]:
+    """Return the shortest and the longest text that can be encoded, to try methods on."""
+    pairs = dataset.pairs or [""] * len(dataset)
+    order = sorted(range(len(dataset)), key=lambda i: len(dataset.texts[i]) + len(pairs[i]))
+
+    def first(places: Sequence[int]) -> Encoding:
+        refused: InputError | None = None
+        for i in places:
+            pair = None if dataset.pairs is None else [pairs[i]]
+            try:
+                return model.encode([dataset.texts[i]], pair, truncate=truncate)[0]
+            except InputError as error:
+                refused = refused or error
+        assert refused is not None
+        raise refused
+
+    return first(order), first(order[::-1])
+
+
+def _any_result(found: Findings) -> None:
+    """Raise if nothing came of a run."""
+    if not found.examples:
+        raise InputError(
+            "every text failed", got=found.failures[0][2] if found.failures else "no text"
+        )
+
+
+def _identity(model: Model, dataset: Dataset, design: Design) -> dict[str, Any]:
+    """Return what all parts of a run have in common, as plain values."""
+    libraries = {name: version(name) for name in LIBRARIES}
     return {
         **model.provenance(),
         "versions": {"python": platform.python_version(), **libraries},
-        "seed": run.seed,
-        "label": None if run.label is None else model.labels[run.label],
-        "methods": {name: {"name": m.name, **parameters(m)} for name, m in run.built.items()},
-        "operators": [operator.name for operator in run.operators],
+        "code": code(),
         "data": {"name": dataset.name, "fingerprint": dataset.fingerprint, "n": len(dataset)},
-        "inputs": {"asked": run.scorer.asked, "run": run.scorer.run},
+        "design": dict(design.fixed()),
     }
-
-
-def _named(labels: Sequence[str | int] | None, classes: Sequence[str]) -> list[str] | None:
-    """Return the labels as the model names its classes; None if they are of another kind.
-
-    Data sets often number their classes. A label that is no class cannot be right or wrong.
-    """
-    if labels is None:
-        return None
-    numbers = {str(i): name for i, name in enumerate(classes)}
-    for names in ({name: name for name in classes}, numbers):
-        if all(str(label) in names for label in labels):
-            return [names[str(label)] for label in labels]
-    return None
-
-
-def _result(run: Run, dataset: Dataset, provenance: dict[str, Any]) -> Comparison:
-    count = len(dataset)
-    nothing = [None] * count
-    examples = pd.DataFrame(
-        {
-            "example": range(count),
-            "id": dataset.ids,
-            "text": dataset.texts,
-            "pair": dataset.pairs or nothing,
-            "label": _named(dataset.labels, run.scorer.model.labels) or nothing,
-            "prediction": [name for name, _ in run.predictions],
-            "probability": [probability for _, probability in run.predictions],
-            "kind": dataset.kinds or nothing,
-        }
-    )
-    cost = pd.DataFrame(
-        {
-            "example": [i // len(run.built) for i in range(len(run.attributions))],
-            "method": [a.method for a in run.attributions],
-            "seconds": [a.seconds for a in run.attributions],
-            "forward_passes": [float(a.forward_passes) for a in run.attributions],
-            "backward_passes": [float(a.backward_passes) for a in run.attributions],
-            "gap": [np.nan if a.gap is None else a.gap for a in run.attributions],
-        }
-    )
-    curve_names = ["example", "method", "operator", "order", "fraction", "score"]
-    return Comparison(
-        scores=pd.DataFrame(
-            run.scores, columns=["example", "method", "operator", "metric", "value"]
-        ),
-        curves=pd.DataFrame(run.curves, columns=curve_names),
-        cost=cost,
-        attributions=run.attributions,
-        examples=examples,
-        provenance=provenance,
-    )

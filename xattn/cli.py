@@ -135,7 +135,7 @@ def explain_command(
     chat: ChatOption = False,
     new_tokens: NewTokensOption = 12,
     quantity: Annotated[
-        str, typer.Option("--quantity", help="logit, log_probability or probability.")
+        str, typer.Option("--quantity", help="logit, log_probability, probability or lead.")
     ] = "logit",
     unit: UnitOption = "token",
     html: Annotated[Path | None, typer.Option("--html", help="Write a page.")] = None,

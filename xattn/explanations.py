@@ -185,13 +185,14 @@ def refusals(
     methods: Sequence[Method],
     *,
     label: str | int | None = None,
+    at: str | int | None = None,
 ) -> dict[Method, str]:
     """Return which methods refuse a model or its texts, with what they say; and warn of each.
 
     Who asks for all methods asks for those that there are for this model and these texts.
     """
     refused: dict[Method, str] = {}
-    for encoding, [aim] in zip(encodings, model.aims(encodings, label), strict=True):
+    for encoding, [aim, *_] in zip(encodings, model.aims(encodings, label, None, at), strict=True):
         refused.update(_refused(model, (encoding, aim), methods, "logit"))
     return refused
 

@@ -16,7 +16,7 @@ import ast
 import importlib
 import pkgutil
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import MISSING, dataclass, fields
 from importlib.metadata import entry_points
 from types import NoneType, UnionType
@@ -24,6 +24,7 @@ from typing import (
     TYPE_CHECKING,
     Any,
     ClassVar,
+    Generic,
     Literal,
     Protocol,
     TypeVar,
@@ -53,10 +54,10 @@ class Declaration:
     total: Total
     """What the scores sum to: 1 (``"one"``), the method's `difference` (``"difference"``), or
     nothing in particular (``"free"``)."""
-    needs: frozenset[Need]
-    """What the model must offer."""
     citation: str
     """Authors, year and title of the source."""
+    needs: Collection[Need] = ()
+    """What the model must offer."""
     units: int | None = None
     """The most units that a text may have; None for any number."""
 
@@ -81,36 +82,38 @@ class Completeness(Method, Protocol):
 
 
 Class = TypeVar("Class", bound=type)
+Plugin = TypeVar("Plugin")
 
 
-class Registry:
+class Registry(Generic[Plugin]):
     """Classes by name, for one plug-in group.
 
     Parameters
     ----------
     group : str
-        The package that holds the built-in plug-ins and, at the same time, the entry-point group
-        under which others offer theirs.
+        The entry-point group under which others offer their plug-ins.
     kind : str
         What a plug-in is called in messages.
+    declare : callable
+        Makes a plug-in's declaration of what it is registered with.
+    package : str, optional
+        The package that holds the built-in plug-ins; called as the group by default.
     """
 
-    def __init__(self, group: str, kind: str) -> None:
-        self.group, self.kind = group, kind
-        self._classes: dict[str, type[Method]] = {}
+    def __init__(
+        self,
+        group: str,
+        kind: str,
+        declare: Callable[..., Any] = Declaration,
+        package: str | None = None,
+    ) -> None:
+        self.group, self.kind, self.package = group, kind, package or group
+        self._declare = declare
+        self._classes: dict[str, type[Plugin]] = {}
         self._broken: dict[str, str] = {}
         self._discovered = False
 
-    def register(
-        self,
-        name: str,
-        *,
-        signed: bool,
-        total: Total,
-        needs: Iterable[Need] = (),
-        citation: str,
-        units: int | None = None,
-    ) -> Callable[[Class], Class]:
+    def register(self, name: str, **declared: Any) -> Callable[[Class], Class]:
         """Return a class decorator that adds the class under `name` with its declaration.
 
         Raises
@@ -136,9 +139,7 @@ class Registry:
                     remedy="register one of them under another name",
                 )
             cls.name = name  # type: ignore[attr-defined]
-            cls.declaration = Declaration(  # type: ignore[attr-defined]
-                signed, total, frozenset(needs), citation, units
-            )
+            cls.declaration = self._declare(**declared)  # type: ignore[attr-defined]
             self._classes[name] = cls
             return cls
 
@@ -149,8 +150,8 @@ class Registry:
         if self._discovered:
             return
         self._discovered = True
-        package = importlib.import_module(self.group)
-        for module in pkgutil.iter_modules(package.__path__, prefix=f"{self.group}."):
+        package = importlib.import_module(self.package)
+        for module in pkgutil.iter_modules(package.__path__, prefix=f"{self.package}."):
             importlib.import_module(module.name)
         for point in entry_points(group=self.group):
             # A stranger's broken package must not take the built-in ones down with it.
@@ -169,7 +170,7 @@ class Registry:
         self.discover()
         return sorted(self._classes)
 
-    def get(self, name: str) -> type[Method]:
+    def get(self, name: str) -> type[Plugin]:
         """Return the class called `name`.
 
         Raises
@@ -184,7 +185,7 @@ class Registry:
             raise UnknownNameError(self.kind, name, self._classes)
         return self._classes[name]
 
-    def build(self, spec: str) -> Method:
+    def build(self, spec: str) -> Plugin:
         """Return an instance from text: ``NAME`` or ``NAME:field=value,field=value``.
 
         Examples
@@ -229,13 +230,24 @@ def _parse(name: str, key: str, text: str, hint: Any) -> Any:
     raise InputError(f"{key} of {name}", got=repr(text), expected=wanted)
 
 
-def defaults(cls: type[Method]) -> dict[str, Any]:
+def defaults(cls: type[Any]) -> dict[str, Any]:
     """Return the hyper-parameters of a plug-in class with their default values."""
-    return {
-        f.name: None if f.default is MISSING else f.default
-        for f in fields(cls)  # type: ignore[arg-type]
-    }
+    return {f.name: None if f.default is MISSING else f.default for f in fields(cls)}
 
 
-methods = Registry("xattn.methods", "method")
-register = methods.register
+methods: Registry[Method] = Registry("xattn.methods", "method")
+
+
+def register(
+    name: str,
+    *,
+    signed: bool,
+    total: Total,
+    needs: Collection[Need] = (),
+    citation: str,
+    units: int | None = None,
+) -> Callable[[Class], Class]:
+    """Return a class decorator that registers a method; see `Declaration`."""
+    return methods.register(
+        name, signed=signed, total=total, needs=needs, citation=citation, units=units
+    )

@@ -28,7 +28,7 @@ Row = Mapping[str, npt.NDArray[Any]]
 """What the model reads of one input: ``input_ids``, ``attention_mask`` and what else it takes, each
 ``[token]`` of its stream; pictures as ``pixel_values``."""
 
-Quantity = Literal["logit", "log_probability", "probability"]
+Quantity = Literal["logit", "log_probability", "probability", "lead"]
 Unit = units.Unit
 Link = Literal["softmax", "sigmoid", "identity"]
 """How outputs become probabilities: one class of several, each for itself, or not at all."""
@@ -261,6 +261,8 @@ class Target:
     def _value(self, table: Tensor, label: Tensor) -> Tensor:
         """Return ``[batch]`` from the logits of every place, ``[batch, place, class]``."""
         chosen = label.view(len(table), -1, 1)
+        if self.quantity == "lead":
+            return self._lead(table, chosen)
         if self.quantity == "logit":
             values = table.gather(2, chosen)[..., 0]
         elif self.link == "softmax":
@@ -271,6 +273,19 @@ class Target:
             values = values * self.weight.view(values.shape)
         total = values.sum(-1)
         return total.exp() if self.quantity == "probability" else total
+
+    def _lead(self, table: Tensor, chosen: Tensor) -> Tensor:
+        """Return by how much the class leads before all others, at the place where it does least.
+
+        Above 0 the model decides for it. Of several labels at once (sigmoid), each has its own
+        decision.
+        """
+        values = table.gather(2, chosen)[..., 0]
+        if self.link == "softmax":
+            values = values - table.scatter(2, chosen, -torch.inf).amax(-1)
+        if self.weight is not None:
+            values = values.masked_fill(self.weight.view(values.shape) == 0, torch.inf)
+        return values.amin(-1)
 
     def __getitem__(self, index: Tensor) -> Target:
         """Return the targets at `index` (an int64 or bool tensor)."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -13,8 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from xattn.evaluation import Case, get_operator, metrics
 from xattn.model import batching
-from xattn.types import Encoding
+from xattn.model.game import Game, Worths
+from xattn.model.scorer import Scorer
+from xattn.types import Encoding, Target
 
 SPECIALS = {"mask": 3, "pad": 0, "unk": 1, "auto": 3}
 
@@ -71,6 +75,38 @@ def encoding_of(ids: list[int]) -> Encoding:
         words=np.where(special, -1, np.arange(len(full)) - 1),
         segments=np.where(special, -1, 0),
     )
+
+
+def game_of(model: Any, encoding: Encoding, operator: str = "delete", label: int = 0) -> Game:
+    """Return the game of a text whose target is the probability of a class."""
+    target = Target(torch.tensor([label]), quantity="probability", link=model.link)
+    players = tuple(np.array([place]) for place in encoding.removable)
+    return Game(model, encoding, target, get_operator(operator), players, len(encoding))
+
+
+def value_of(case: Case, spec: str, worths: Worths | None = None) -> float:
+    """Return a metric of a case."""
+    metric = metrics.build(spec)
+    if metric.declaration.quantity is not None:
+        target = replace(case.game.target, quantity=metric.declaration.quantity)
+        case = replace(case, game=replace(case.game, target=target))
+    found = metric(case)
+    if not isinstance(found, Generator):
+        return found
+    worths = Worths(Scorer(case.game.model)) if worths is None else worths
+    return worths.play([(case.game, found)])[0]
+
+
+@pytest.fixture(scope="session")
+def played() -> Callable[..., Game]:
+    """Make the game of a text: model, encoding, operator, label."""
+    return game_of
+
+
+@pytest.fixture(scope="session")
+def value() -> Callable[..., float]:
+    """Compute a metric of a case."""
+    return value_of
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ def made(**columns):
     names = ["example", "method", "operator", "metric", "value"]
     nothing = pd.DataFrame()
     scores = pd.DataFrame(rows, columns=names)
-    return Comparison(scores, nothing, nothing, [], nothing, {"seed": 0})
+    return Comparison(scores, nothing, nothing, [], nothing, nothing, {"seed": 0})
 
 
 GOOD = [0.5, 0.6, 0.7, 0.55, 0.65, 0.6]
@@ -77,7 +77,7 @@ def test_leaderboard_of_what_was_not_measured():
 def test_round_trip(result, tmp_path):
     result.save(tmp_path / "new" / "folder")
     back = load(tmp_path / "new" / "folder")
-    for name in ("scores", "curves", "cost", "examples"):
+    for name in ("scores", "curves", "cost", "examples", "failures"):
         pd.testing.assert_frame_equal(getattr(back, name), getattr(result, name))
     assert back.provenance == result.provenance
     assert len(back.attributions) == len(result.attributions)
@@ -91,7 +91,7 @@ def test_files(result, tmp_path):
     result.save(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "attributions.parquet", "cost.parquet", "curves.parquet", "examples.parquet",
-        "scores.parquet", "summary.json",
+        "failures.parquet", "scores.parquet", "summary.json",
     ]  # fmt: skip
 
 

@@ -1,14 +1,16 @@
 """The cooperative game of a text: its units are the players, the target is what they are worth.
 
-A coalition is a part of the text: the units that stay, while an operator removes the others. Every
-coalition of every text goes through one scorer, so that what is asked twice is computed once and
-texts share batches.
+A coalition is a part of the text: the units that stay, while an operator removes the others. What
+is made of coalitions is a *plan*: a generator that yields coalitions, is sent what they are worth,
+and returns what it found. `Worths` runs plans of many texts side by side. What is asked twice is
+computed once, and texts share batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +23,9 @@ from xattn.types import Batch, Bools, Encoding, Floats, Ints, Row, Target
 
 CHUNK = 2**25
 """Bytes of inputs that are held together."""
+Result = TypeVar("Result")
+Plan = Generator[Bools, Floats, Result]
+"""Yields coalitions ``[coalition, player]`` and is sent their worths ``[coalition]``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,19 +166,27 @@ def _settle(
     waiting: Sequence[tuple[int, slice]],
     results: list[Floats],
 ) -> None:
-    """Compute the parts that wait, together."""
-    rows: list[Row] = []
-    targets: list[Target] = []
+    """Compute the parts that wait, those with targets of one kind together."""
+    kinds: dict[tuple[object, ...], list[tuple[int, slice]]] = {}
     for number, part in waiting:
-        new, target = played[number].inputs(coalitions[number][part])
-        rows += new
-        targets.append(target)
-    if not rows:
-        return
-    values = scorer.values(rows, _joined(targets))
-    ends = np.cumsum([part.stop - part.start for _, part in waiting])
-    for (number, part), found in zip(waiting, np.split(values, ends[:-1]), strict=True):
-        results[number][part] = found
+        kinds.setdefault(_kind(played[number].target), []).append((number, part))
+    for alike in kinds.values():
+        rows: list[Row] = []
+        targets: list[Target] = []
+        for number, part in alike:
+            new, target = played[number].inputs(coalitions[number][part])
+            rows += new
+            targets.append(target)
+        values = scorer.values(rows, _joined(targets))
+        ends = np.cumsum([part.stop - part.start for _, part in alike])
+        for (number, part), found in zip(alike, np.split(values, ends[:-1]), strict=True):
+            results[number][part] = found
+
+
+def _kind(target: Target) -> tuple[object, ...]:
+    """Return what targets must have in common to be one."""
+    parts = (target.label, target.against, target.position, target.weight)
+    return target.quantity, target.link, *(None if p is None else p.shape[1:] for p in parts)
 
 
 def _joined(targets: Sequence[Target]) -> Target:
@@ -201,3 +214,73 @@ def scattered(batch: Batch, played: Sequence[Game], values: Sequence[Floats]) ->
     for i, (game, own) in enumerate(zip(played, values, strict=True)):
         scores[i, torch.from_numpy(batch.columns(i))] = torch.from_numpy(game.spread(own)).float()
     return scores.to(next(iter(batch.inputs.values())).device)
+
+
+class Worths:
+    """What coalitions are worth: each is computed once, whoever asks.
+
+    Parameters
+    ----------
+    scorer : Scorer
+
+    Attributes
+    ----------
+    asked : int
+        Coalitions that were asked for so far.
+    """
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer, self.asked = scorer, 0
+        self._known: dict[Game, dict[bytes, float]] = {}
+
+    def clear(self) -> None:
+        """Forget everything, also what the scorer knows; counts stay."""
+        self._known.clear()
+        self.scorer.clear()
+
+    def __call__(self, asked: Sequence[tuple[Game, Bools]]) -> list[Floats]:
+        """Return the worths ``[coalition]`` of coalitions ``[coalition, player]`` of games."""
+        keys = [[row.tobytes() for row in np.packbits(some, axis=1)] for _, some in asked]
+        new: dict[Game, dict[bytes, Bools]] = {}
+        for (game, some), names in zip(asked, keys, strict=True):
+            self.asked += len(names)
+            known, fresh = self._known.setdefault(game, {}), new.setdefault(game, {})
+            for name, coalition in zip(names, some, strict=True):
+                if name not in known:
+                    fresh.setdefault(name, coalition)
+        new = {game: fresh for game, fresh in new.items() if fresh}
+        tables = [np.stack(list(fresh.values())) for fresh in new.values()]
+        for game, found in zip(new, worth(self.scorer, list(new), tables), strict=True):
+            self._known[game].update(zip(new[game], found.tolist(), strict=True))
+        return [
+            np.array([self._known[game][name] for name in names])
+            for (game, _), names in zip(asked, keys, strict=True)
+        ]
+
+    def recall(self, game: Game, table: Mapping[bytes, float]) -> None:
+        """Take over what was computed before: worths by the packed bits of their coalitions."""
+        self._known.setdefault(game, {}).update(table)
+
+    def table(self, game: Game) -> Mapping[bytes, float]:
+        """Return everything that is known of a game, by the packed bits of coalitions."""
+        return self._known.get(game, {})
+
+    def play(self, plans: Sequence[tuple[Game, Plan[Result]]]) -> list[Result]:
+        """Run plans side by side until each has found its result; return these."""
+        results: dict[int, Result] = {}
+        waiting: dict[int, Bools] = {}
+
+        def proceed(number: int, worths: Any) -> None:
+            try:
+                waiting[number] = plans[number][1].send(worths)
+            except StopIteration as end:
+                results[number] = end.value
+
+        for number in range(len(plans)):
+            proceed(number, None)
+        while waiting:
+            numbers = list(waiting)
+            found = self([(plans[number][0], waiting.pop(number)) for number in numbers])
+            for number, worths in zip(numbers, found, strict=True):
+                proceed(number, worths)
+        return [results[number] for number in range(len(plans))]

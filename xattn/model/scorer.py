@@ -7,16 +7,17 @@ again. They are told apart by their content, not by where they came from.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from xattn.errors import ModelError
 from xattn.model import Model
 from xattn.model.batching import buckets
-from xattn.types import Row, Target
+from xattn.types import Ints, Row, Target
 
 
 class Scorer:
@@ -80,7 +81,7 @@ class Scorer:
         if self.model.labels and target.position is None:
             table = self.logits(rows)
             return target.to("cpu")(table).double().numpy()
-        asked = [f.tobytes() for f in target.table()]
+        asked = [target.quantity.encode() + f.tobytes() for f in target.table()]
         keys = [_content(row) + one for row, one in zip(rows, asked, strict=True)]
         positions, missing = self._positions(keys, self._places)
         if missing:
@@ -113,11 +114,14 @@ class Scorer:
     ) -> npt.NDArray[np.float64]:
         """Return the targets of some inputs, in groups of similar length."""
         values = np.empty(len(which))
-        for group in buckets([length(rows[i]) for i in which], self.model.budget):
+
+        def run(group: Ints) -> None:
             here = [which[i] for i in group]
             inputs = self.model.collate([rows[i] for i in here])
             index = torch.tensor(here, device=target.label.device)
             values[group] = self.model.score(inputs, target[index]).double().cpu().numpy()
+
+        self._grouped([length(rows[i]) for i in which], run)
         return values
 
     def scores(self, rows: Sequence[Row], labels: Sequence[int]) -> npt.NDArray[np.float64]:
@@ -138,12 +142,30 @@ class Scorer:
 
     def forward(self, rows: Sequence[Row]) -> Tensor:
         """Run inputs through the model in groups of similar length; ``[input, class]``."""
-        lengths = [length(row) for row in rows]
         table = torch.empty(len(rows), len(self.model.labels))
-        for group in buckets(lengths, self.model.budget):
+
+        def run(group: Ints) -> None:
             inputs = self.model.collate([rows[i] for i in group])
             table[torch.from_numpy(group)] = self.model.logits(inputs).cpu()
+
+        self._grouped([length(row) for row in rows], run)
         return table
+
+    def _grouped(self, lengths: Sequence[int], run: Callable[[Ints], None]) -> None:
+        """Run inputs in groups of similar length; a group that the memory lacks is halved."""
+        waiting = buckets(lengths, self.model.budget)[::-1]
+        while waiting:
+            group = waiting.pop()
+            try:
+                run(group)
+            except torch.OutOfMemoryError as error:
+                if len(group) == 1:
+                    raise ModelError(
+                        "one forward pass does not fit the memory",
+                        got=f"{lengths[group[0]]} tokens",
+                        remedy="use shorter texts (--truncate) or --dtype bfloat16",
+                    ) from error
+                waiting += [group[len(group) // 2 :], group[: len(group) // 2]]
 
 
 def length(row: Row) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files as resources
@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from xattn import files
 from xattn.errors import XattnError
-from xattn.evaluation import METRICS, Comparison, Interval
+from xattn.evaluation import Comparison, Interval, metrics
 from xattn.registry import methods as registry
 from xattn.report import curves, examples
 from xattn.report.agreement import pairwise
@@ -113,7 +113,7 @@ def render_report(comparison: Comparison) -> str:
             cost=cost(comparison, leading.places),
             rule=examples.RULE,
             examples=examples.shown(comparison, attributions, agreement, order),
-            metrics=list(metric_terms()),
+            metrics=list(metric_terms(comparison.scores["metric"].unique())),
             methods=[method_term(label) for label in contenders(comparison)],
             command=find(comparison.provenance, "command"),
             provenance=list(flat(comparison.provenance)),
@@ -277,14 +277,21 @@ def measured(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2g}"
 
 
-def metric_terms() -> Iterator[dict[str, str]]:
-    """Yield name, meaning with direction, and citation of each metric, ABPC first."""
-    for name in sorted(METRICS, key=list(NAMES).index):
-        metric = METRICS[name]
-        meaning = metric.meaning[:1].upper() + metric.meaning[1:]
-        direction = "Higher is better" if metric.higher_is_better else "Lower is better"
-        text = f"{meaning}. {direction}."
-        yield {"name": NAMES[name], "text": text, "citation": metric.citation}
+def metric_terms(names: Iterable[str]) -> Iterator[dict[str, str]]:
+    """Yield name, meaning with direction, and citation of each metric."""
+    for name in names:
+        declared = metrics.get(name.partition(":")[0]).declaration
+        meaning = declared.meaning[:1].upper() + declared.meaning[1:]
+        direction = {True: "Higher is better", False: "Lower is better", None: "Neither is better"}
+        text = f"{meaning}. {direction[declared.higher_is_better]}."
+        yield {"name": metric_label(name), "text": text, "citation": declared.citation}
+
+
+def metric_label(name: str) -> str:
+    """Return what a metric is called, with its options."""
+    bare, colon, options = name.partition(":")
+    label = metrics.get(bare).declaration.label
+    return f"{label} ({options})" if colon else label
 
 
 def method_term(label: str) -> dict[str, str]:

@@ -1,0 +1,1 @@
+"""Metrics, one family a file; every module here is found by itself. See `xattn.evaluation`."""
