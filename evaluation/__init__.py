@@ -18,6 +18,7 @@ from xattn.evaluation.metric import Metric, MetricDeclaration, metrics
 from xattn.evaluation.randomisation import randomisation
 from xattn.evaluation.runner import compare
 from xattn.evaluation.statistics import Interval, interval, paired_difference
+from xattn.evaluation.study import Study
 from xattn.model.operators import OPERATORS, Operator, get_operator
 from xattn.model.scorer import Scorer
 
@@ -34,6 +35,7 @@ __all__ = [
     "MetricDeclaration",
     "Operator",
     "Scorer",
+    "Study",
     "compare",
     "get_operator",
     "interval",

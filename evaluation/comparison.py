@@ -17,9 +17,11 @@ import pyarrow.parquet as pq
 
 from xattn.data import Dataset
 from xattn.errors import InputError, UnknownNameError
+from xattn.evaluation import significance
+from xattn.evaluation.agreement import agreement
 from xattn.evaluation.block import Findings
 from xattn.evaluation.design import Design
-from xattn.evaluation.metric import metrics
+from xattn.evaluation.metric import MetricDeclaration, metrics
 from xattn.evaluation.statistics import Interval, interval, paired_difference
 from xattn.evaluation.store import packed, unpacked
 from xattn.files import whole
@@ -61,16 +63,45 @@ class Comparison:
         """The seed of the run; the bootstrap uses it too."""
         return int(self.provenance["seed"])
 
+    @property
+    def unit(self) -> str:
+        """What was removed at a time: token, word or sentence."""
+        return str(self.provenance.get("design", {}).get("unit", "token"))
+
+    @cached_property
+    def _tables(self) -> dict[tuple[str, str], pd.DataFrame]:
+        """By operator and metric, values ``[example, method]``; nan where not defined."""
+        return {
+            (str(operator), str(metric)): group.pivot(
+                index="example", columns="method", values="value"
+            )[list(dict.fromkeys(group["method"]))]
+            for (operator, metric), group in self.scores.groupby(["operator", "metric"], sort=False)
+        }
+
+    def table(self, operator: str, metric: str) -> pd.DataFrame:
+        """Return the values of one operator and metric, ``[example, method]``.
+
+        Raises
+        ------
+        UnknownNameError
+            For an operator or metric that was not measured.
+        """
+        for kind, name in (("operator", operator), ("metric", metric)):
+            if name not in (known := self.scores[kind].unique()):
+                raise UnknownNameError(kind, name, known)
+        return self._tables[operator, metric]
+
     def _cells(self) -> Iterator[tuple[tuple[str, str, str], Floats]]:
-        """Yield (method, operator, metric) and values ``[example]``, in order of appearance."""
-        for key, group in self.scores.groupby(CELL, sort=False):
-            method, operator, metric = map(str, key)
-            values = group.sort_values("example")["value"].to_numpy(dtype=np.float64)
-            yield (method, operator, metric), values
+        """Yield (method, operator, metric) and values ``[example]``, nan where not defined."""
+        for (operator, metric), table in self._tables.items():
+            for method in table.columns:
+                yield (str(method), operator, metric), table[method].to_numpy(dtype=np.float64)
 
     @cached_property
     def _summary(self) -> pd.DataFrame:
-        rows = [(*key, *interval(values, self.seed)) for key, values in self._cells()]
+        rows = [
+            (*key, *interval(values[~np.isnan(values)], self.seed)) for key, values in self._cells()
+        ]
         return pd.DataFrame(rows, columns=[*CELL, *Interval._fields])
 
     def summary(self) -> pd.DataFrame:
@@ -84,8 +115,10 @@ class Comparison:
         for (method, operator, metric), values in cells.items():
             if method == "random":
                 continue
-            difference = paired_difference(values, cells["random", operator, metric], self.seed)
-            higher = metrics.get(metric.partition(":")[0]).declaration.higher_is_better
+            pairs = np.stack([values, cells["random", operator, metric]])
+            known = pairs[:, ~np.isnan(pairs).any(axis=0)]
+            difference = paired_difference(known[0], known[1], self.seed)
+            higher = declared(metric).higher_is_better
             beats = difference.low > 0 if higher else difference.high < 0
             beats = beats and higher is not None
             rows.append((method, operator, metric, *difference, bool(beats)))
@@ -108,14 +141,55 @@ class Comparison:
         UnknownNameError
             For an operator or metric that was not measured.
         """
-        for kind, name in (("operator", operator), ("metric", metric)):
-            if name not in (known := self.scores[kind].unique()):
-                raise UnknownNameError(kind, name, known)
+        self.table(operator, metric)
         rows = self._summary[
             (self._summary["operator"] == operator) & (self._summary["metric"] == metric)
         ]
-        upwards = metrics.get(metric.partition(":")[0]).declaration.higher_is_better is False
+        upwards = declared(metric).higher_is_better is False
         return rows.sort_values("mean", ascending=upwards, kind="stable", ignore_index=True)
+
+    def pairwise(self, operator: str, metric: str) -> pd.DataFrame:
+        """Return a test of every pair of methods; see `xattn.evaluation.significance.Pair`.
+
+        Raises
+        ------
+        UnknownNameError
+            For an operator or metric that was not measured.
+        """
+        found = significance.pairwise(self.table(operator, metric))
+        return pd.DataFrame(found, columns=list(significance.Pair._fields))
+
+    def letters(self, operator: str, metric: str) -> dict[str, str]:
+        """Return letters by method: those that share one cannot be told apart (5 %, Holm)."""
+        order = self.leaderboard(operator, metric).dropna(subset="mean")["method"].tolist()
+        table = self.table(operator, metric)[order]
+        return significance.letters(order, significance.pairwise(table))
+
+    def ranks(self, operator: str, metric: str) -> significance.Ranks:
+        """Return average ranks, Friedman's test and the critical difference.
+
+        Methods without a single value (the oracle, of metrics of scores) are left out.
+        """
+        higher = declared(metric).higher_is_better
+        table = self.table(operator, metric).dropna(axis=1, how="all")
+        return significance.ranks(table, higher is not False)
+
+    def concordance(self, metric: str) -> float:
+        """Return Kendall's W of the operators' rankings of the methods; nan with one operator.
+
+        1 says that it does not matter for the ranking how units are removed.
+        """
+        operators = self.scores["operator"].unique()
+        means = {str(o): self.table(str(o), metric).drop(columns="oracle", errors="ignore").mean()
+                 for o in operators}  # fmt: skip
+        return significance.concordance(pd.DataFrame(means))
+
+    def agreement(self, k: int = 3) -> pd.DataFrame:
+        """Return how alike the explanations of each pair of methods are; see `agreement`."""
+        explained: dict[str, list[Attribution]] = {}
+        for item in self.attributions:
+            explained.setdefault(item.method, []).append(item)
+        return agreement(explained, k, self.seed)
 
     # ------------------------------------------------------------------ files
 
@@ -155,6 +229,11 @@ class Comparison:
         with ExitStack() as stack:  # names appear only when every file is complete
             for name, write in writers.items():
                 write(stack.enter_context(whole(directory / name)))
+
+
+def declared(metric: str) -> MetricDeclaration:
+    """Return what a metric declares, given its name in results."""
+    return metrics.get(metric.partition(":")[0]).declaration
 
 
 def _write(text: str, path: Path) -> None:

@@ -26,7 +26,10 @@ class Interval(NamedTuple):
 def interval(
     values: Floats, seed: int, confidence: float = 0.95, resamples: int = 2000
 ) -> Interval:
-    """Return the mean of examples and its percentile-bootstrap interval (Efron 1979).
+    """Return the mean of examples and its bootstrap interval.
+
+    Bias-corrected and accelerated (BCa; Efron 1987, Better Bootstrap Confidence Intervals), or of
+    percentiles where all examples but one are alike, which leaves nothing to correct by.
 
     Parameters
     ----------
@@ -58,12 +61,13 @@ def interval(
         return Interval(mean, np.nan, np.nan, n)
     if (values == values[0]).all():
         return Interval(mean, mean, mean, n)
+    alike = int(np.unique(values, return_counts=True)[1].max())
     result = bootstrap(
         (values,),
         np.mean,
         confidence_level=confidence,
         n_resamples=resamples,
-        method="percentile",
+        method="percentile" if alike >= n - 1 else "BCa",
         rng=np.random.default_rng(seed),
         batch=max(1, DRAWS // n),
     ).confidence_interval

@@ -1,23 +1,16 @@
-"""The command line: explain, edit, compare, maps, methods."""
+"""The command line: explain, edit, maps, methods; and the commands of `xattn.cli_compare`."""
 
 from __future__ import annotations
 
-import functools
-import shlex
-import sys
-import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TextIO, TypeVar, cast, get_args
+from typing import Annotated, Any, cast, get_args
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from xattn import files
+from xattn import cli_compare, files
+from xattn.application import app, command
 from xattn.effects import effect
-from xattn.errors import InputError, XattnError
-from xattn.evaluation import compare, load_dataset
+from xattn.errors import InputError
 from xattn.explanations import DEFAULT_METHODS, expanded, explain
 from xattn.model import AblateHeads, Boost, Scale, Suppress, Uniform, ZeroValues, load, mark
 from xattn.model.interventions import Intervenable
@@ -51,74 +44,18 @@ from xattn.options import (
 from xattn.registry import defaults
 from xattn.registry import methods as registry
 from xattn.report import maps as map_pages
-from xattn.report import page, tokens
+from xattn.report import tokens
 from xattn.terminal import (
     console,
     say_written,
     show_attributions,
     show_effect,
-    show_leaderboard,
     spans_of,
     to_json,
 )
 from xattn.types import Quantity, Unit
 
-# Attention in the first layer beside the last: the report says if the result turns on the choice.
-COMPARED = (*DEFAULT_METHODS, "attention:layer=0")
-
-app = typer.Typer(
-    name="xattn",
-    help="Explain the predictions of transformer models and measure how far to trust it.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-Command = TypeVar("Command", bound=Callable[..., None])
-
-
-def command(name: str) -> Callable[[Command], Command]:
-    """Return a decorator that adds a command whose errors are one line and an exit code.
-
-    2 for what xattn refuses, with a traceback only if ``--debug`` is given; 130 for Ctrl-C.
-    """
-
-    def add(function: Command) -> Command:
-        @functools.wraps(function)
-        def guarded(**options: Any) -> None:
-            try:
-                with warnings.catch_warnings():
-                    warnings.showwarning = say_warning
-                    function(**options)
-            except XattnError as error:
-                if options["debug"]:
-                    raise
-                print(f"xattn: {error}", file=sys.stderr)
-                raise typer.Exit(2) from None
-            except (OSError, UnicodeError) as error:  # the terminal or a pipe, not our files
-                if options["debug"]:
-                    raise
-                print(f"xattn: the output cannot be written: {error}", file=sys.stderr)
-                raise typer.Exit(2) from None
-            except KeyboardInterrupt:
-                print("xattn: interrupted; nothing half-written is left", file=sys.stderr)
-                raise typer.Exit(130) from None
-
-        app.command(name)(guarded)
-        return function
-
-    return add
-
-
-def say_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    """Print a warning as one line, without the place in the source."""
-    print(f"xattn: note: {message}", file=sys.stderr)
+__all__ = ["app", "cli_compare"]
 
 
 @command("explain")
@@ -285,82 +222,6 @@ def edit_command(
         max_new_tokens=new_tokens,
     )
     show_effect(result, unit)
-
-
-@command("compare")
-def compare_command(
-    methods: MethodsOption = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data",
-            help="CSV, TSV, JSONL or Parquet file, or the name of a data set as NAME:SPLIT.",
-            show_default="the demo reviews",
-        ),
-    ] = None,
-    text_column: Annotated[str | None, typer.Option("--text-column")] = None,
-    pair_column: Annotated[str | None, typer.Option("--pair-column")] = None,
-    label_column: Annotated[str | None, typer.Option("--label-column")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="Use the first N texts.")] = None,
-    operators: Annotated[
-        str | None,
-        typer.Option(
-            "--operators",
-            help="How tokens are removed: delete, mask, pad, unknown, attention-mask.",
-            show_default="delete,mask",
-        ),
-    ] = None,
-    model: ModelOption = None,
-    label: LabelOption = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the report.")] = Path(
-        "xattn-report"
-    ),
-    seed: Annotated[int, typer.Option("--seed", min=0, help="For ties and bootstrap.")] = 0,
-    truncate: TruncateOption = False,
-    device: DeviceOption = "cpu",
-    dtype: DtypeOption = "float32",
-    revision: RevisionOption = None,
-    memory: MemoryOption = None,
-    debug: DebugOption = False,
-) -> None:
-    """Compare methods by deletion curves on a data set and write a report."""
-    specs = chosen_methods(methods, COMPARED)
-    for spec in expanded(specs):
-        registry.build(spec)
-    files.require_writable(out)
-    dataset = load_dataset(
-        data,
-        text_column=text_column,
-        pair_column=pair_column,
-        label_column=label_column,
-        limit=limit,
-    )
-    loaded = load(model, device=device, dtype=dtype, revision=revision, memory=memory)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("texts, time left"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    ) as bar:
-        task = bar.add_task("comparing", total=len(dataset.texts))
-        result = compare(
-            loaded,
-            dataset,
-            specs,
-            None if operators is None else [name.strip() for name in operators.split(",")],
-            label=label,
-            seed=seed,
-            truncate=truncate,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-            command=shlex.join(["xattn", *sys.argv[1:]]),
-        )
-    result.save(out, {"report.html": page.render_report(result)})
-    show_leaderboard(result)
-    console.print(f"report: {out / 'report.html'}", soft_wrap=True, markup=False)
 
 
 @command("maps")

@@ -16,9 +16,12 @@ from rich.text import Text
 from xattn import render
 from xattn.effects import Effect
 from xattn.evaluation import Comparison
+from xattn.evaluation.comparison import declared
 from xattn.picture import Picture
 from xattn.types import Attribution
 
+SHORT = {"comprehensiveness": "compreh.", "sufficiency": "suffic."}
+"""Metrics beside the leading one, as narrow tables call them."""
 console = Console()
 
 
@@ -96,11 +99,15 @@ def show_patches(item: Attribution, picture: Picture, indent: int) -> None:
 
 
 def show_leaderboard(result: Comparison) -> None:
-    """Print the methods by area between the curves, with intervals."""
+    """Print the methods by area between the curves, with intervals and two metrics beside."""
+    measured = list(result.scores["metric"].unique())
+    beside = [name for name in SHORT if name in measured]
+    arrows = {True: " ↑", False: " ↓", None: ""}
     for operator in dict.fromkeys(result.scores["operator"]):
-        table = Table(title=f"faithfulness, tokens removed by {operator}")
+        table = Table(title=f"faithfulness, {result.unit}s removed by {operator}")
         table.add_column("method", overflow="fold")
-        for column in ("ABPC ↑", "95 % interval", "compreh. ↑", "suffic. ↓"):
+        headings = [SHORT[n] + arrows[declared(n).higher_is_better] for n in beside]
+        for column in ("ABPC ↑", "95 % interval", *headings):
             table.add_column(column, justify="right", no_wrap=True)
         summary = result.summary()
         summary = summary[summary["operator"] == operator].set_index(["method", "metric"])
@@ -110,8 +117,7 @@ def show_leaderboard(result: Comparison) -> None:
                 str(method),
                 f"{area['mean']:.3f}",
                 "-" if area["n"] < 2 else f"{area['low']:.3f} to {area['high']:.3f}",
-                f"{summary.loc[(method, 'comprehensiveness'), 'mean']:.3f}",
-                f"{summary.loc[(method, 'sufficiency'), 'mean']:.3f}",
+                *(f"{summary.loc[(method, name), 'mean']:.3f}" for name in beside),
             )
         console.print(table)
 

@@ -102,7 +102,7 @@ def render_report(comparison: Comparison) -> str:
             facts=list(facts(comparison)),
             cautions=cautions(comparison, leading.name, leading.places, attributions, agreement),
             operators=views,
-            columns=COLUMNS,
+            columns=[pair for pair in COLUMNS if pair[0] in leading.places[0].metrics],
             yardsticks=NOTES,
             styles=colours,
             width=curves.WIDTH,
