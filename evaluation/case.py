@@ -59,11 +59,19 @@ class Case:
 
     def order(self, ordering: Ordering = "signed") -> Ints:
         """Return the players, the most relevant first (MoRF)."""
-        return self.own.least if self.own is not None else self._ranked(self.relevance(ordering))
+        if self.own is not None:
+            return self.own.least
+        if ordering not in self._orders:
+            self._orders[ordering] = self._ranked(self.relevance(ordering))
+        return self._orders[ordering]
 
     def reverse(self, ordering: Ordering = "signed") -> Ints:
         """Return the players, the least relevant first (LeRF)."""
         return self.own.most if self.own is not None else self.order(ordering)[::-1]
+
+    @cached_property
+    def _orders(self) -> dict[Ordering, Ints]:
+        return {}
 
     def _ranked(self, values: Floats) -> Ints:
         # a tie must not favour the start of the text

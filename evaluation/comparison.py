@@ -148,22 +148,32 @@ class Comparison:
         upwards = declared(metric).higher_is_better is False
         return rows.sort_values("mean", ascending=upwards, kind="stable", ignore_index=True)
 
-    def pairwise(self, operator: str, metric: str) -> pd.DataFrame:
-        """Return a test of every pair of methods; see `xattn.evaluation.significance.Pair`.
+    def pairs(self, operator: str, metric: str) -> list[significance.Pair]:
+        """Return a test of every pair of methods that have values; the better ones come first.
 
         Raises
         ------
         UnknownNameError
             For an operator or metric that was not measured.
         """
-        found = significance.pairwise(self.table(operator, metric))
-        return pd.DataFrame(found, columns=list(significance.Pair._fields))
+        if (operator, metric) not in self._pairs:
+            order = self.leaderboard(operator, metric).dropna(subset="mean")["method"].tolist()
+            table = self.table(operator, metric)[order]
+            self._pairs[operator, metric] = significance.pairwise(table)
+        return self._pairs[operator, metric]
+
+    @cached_property
+    def _pairs(self) -> dict[tuple[str, str], list[significance.Pair]]:
+        return {}
+
+    def pairwise(self, operator: str, metric: str) -> pd.DataFrame:
+        """Return `pairs` as a table; see `xattn.evaluation.significance.Pair` for its columns."""
+        return pd.DataFrame(self.pairs(operator, metric), columns=significance.Pair._fields)
 
     def letters(self, operator: str, metric: str) -> dict[str, str]:
         """Return letters by method: those that share one cannot be told apart (5 %, Holm)."""
         order = self.leaderboard(operator, metric).dropna(subset="mean")["method"].tolist()
-        table = self.table(operator, metric)[order]
-        return significance.letters(order, significance.pairwise(table))
+        return significance.letters(order, self.pairs(operator, metric))
 
     def ranks(self, operator: str, metric: str) -> significance.Ranks:
         """Return average ranks, Friedman's test and the critical difference.

@@ -148,6 +148,43 @@ def test_compare_writes_a_report(run: Run, tmp_path: Path) -> None:
     assert "compare --limit 6" in json.dumps(summary)
 
 
+def test_a_run_is_extended_and_redrawn(run: Run, tmp_path: Path) -> None:
+    arguments = ["--limit", "3", "--operators", "delete", "--metrics", "gini,flip", "--out", "r"]
+    assert run("compare", "-m", "rollout", *arguments)[0] == 0
+    code, out, _ = run("compare", "--add-method", "saliency", "--add-metric", "entropy", "r")
+    assert code == 0
+    assert "saliency" in out
+    scores = pd.read_parquet(tmp_path / "r/scores.parquet")
+    assert set(scores["metric"]) == {"abpc", "gini", "flip", "entropy"}
+    assert set(scores["method"]) == {"rollout", "saliency", "random", "oracle"}
+    page = (tmp_path / "r/report.html").read_text()
+    (tmp_path / "r/report.html").unlink()
+    code, out, _ = run("report", "r")
+    assert code == 0
+    assert (tmp_path / "r/report.html").read_text() == page
+    code, out, _ = run("compare", "--study", "r/study.yaml", "--out", "again")
+    assert code == 0
+    again = pd.read_parquet(tmp_path / "again/scores.parquet")
+    assert again["metric"].tolist() == scores["metric"].tolist()
+    assert again["value"].to_numpy() == pytest.approx(scores["value"], abs=1e-5, nan_ok=True)
+
+
+def test_a_text_that_fails_is_told_by_the_exit_code(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("id,text\na,A dull film.\nb," + "very " * 200 + "good\n")
+    code, out, err = run("compare", "-m", "rollout", "--data", "d.csv", "--out", "o")
+    assert code == 3
+    assert "rollout" in out
+    assert "1 of the texts failed, for example b: text 0 is 75 tokens too long" in err
+    assert "failed and is missing" in (tmp_path / "o/report.html").read_text()
+
+
+def test_metrics_are_listed_with_options_and_sources(run: Run) -> None:
+    code, out, _ = run("metrics")
+    assert code == 0
+    for words in ("normalised_aopc", "fractions=eraser", "lower is better", "Yeh et al. 2019"):
+        assert words in out
+
+
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
 def test_compare_reads_every_format(run: Run, tmp_path: Path, suffix: str) -> None:
     frame = pd.DataFrame({"sentence": ["A dull film.", "A joy."], "label": [0, 1]})
@@ -180,7 +217,9 @@ def test_methods_are_listed_with_options_and_sources(run: Run) -> None:
         assert word in out
 
 
-@pytest.mark.parametrize("command", [[], ["explain"], ["compare"], ["maps"], ["methods"]])
+@pytest.mark.parametrize(
+    "command", [[], ["explain"], ["compare"], ["maps"], ["methods"], ["metrics"], ["report"]]
+)
 def test_help(run: Run, command: list[str]) -> None:
     code, out, _ = run(*command, "--help")
     assert code == 0
@@ -219,6 +258,12 @@ BAD = {
     "damaged parquet": (["compare", "--data", "broken.parquet"], "broken.parquet"),
     "unknown operator": (["compare", "--operators", "remove"], "unknown operator"),
     "no texts": (["compare", "--limit", "0"], "limit"),
+    "unknown metric": (["compare", "--metrics", "area"], "unknown metric: got 'area'"),
+    "unit of compare": (["compare", "--unit", "page"], "--unit: got 'page', expected one of"),
+    "nothing to add to": (["compare", "--add-method", "flow"], "no run to add to"),
+    "a folder too much": (["compare", "folder"], "a folder: got folder"),
+    "unknown study": (["compare", "--study", "none.yaml"], "none.yaml cannot be read"),
+    "no run": (["report", "none"], "does not hold a comparison"),
     "layer": (["maps", "--layer", "7"], "--layer: got 7, expected 0 to 3"),
     "both": (["maps", "--head", "1", "--average"], "--average and --head"),
 }
@@ -302,12 +347,15 @@ def test_importing_xattn_imports_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_report_that_cannot_be_written_leaves_nothing(run: Run, tmp_path: Path) -> None:
+def test_a_report_that_cannot_be_written_loses_no_work(run: Run, tmp_path: Path) -> None:
     (tmp_path / "out/report.html").mkdir(parents=True)
     code, _, err = run("compare", "--limit", "2", "-m", "random", "--out", "out")
     assert code == 2
     assert "something else than a file" in err
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["report.html"]
+    left = {p.name for p in (tmp_path / "out").iterdir()}
+    assert left == {"report.html", "run.json", "shards", "study.yaml"}  # no half a result
+    (tmp_path / "out/report.html").rmdir()
+    assert run("compare", "--limit", "2", "-m", "random", "--out", "out", "--resume")[0] == 0
 
 
 def test_numbered_labels_are_the_classes_of_that_number(run: Run, tmp_path: Path) -> None:

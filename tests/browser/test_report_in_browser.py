@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from xattn.evaluation import METRICS, Comparison
+from xattn.evaluation import Comparison
 from xattn.report import write_report
 from xattn.report.maps import render_maps_html
 from xattn.types import AttentionMaps, Attribution
@@ -44,7 +44,7 @@ def comparison() -> Comparison:
         for example in range(2)
         for operator in ("delete", "mask")
         for number, method in enumerate((*METHODS, "oracle"))
-        for metric in METRICS
+        for metric in ("comprehensiveness", "sufficiency", "aopc_morf", "aopc_lerf", "abpc")
     ]
     curves = [
         (example, method, operator, order, fraction, 0.5)
@@ -67,9 +67,11 @@ def comparison() -> Comparison:
         examples=pd.DataFrame(
             {
                 "example": [0, 1], "id": ["a", "b"], "text": TEXT, "pair": None,
-                "label": "negative", "prediction": "negative", "probability": 0.9, "kind": None,
+                "label": "negative", "target": "probability of negative",
+                "prediction": "negative", "probability": 0.9, "kind": None,
             }
         ),
+        failures=pd.DataFrame(columns=["id", "text", "method", "error"]),
         provenance={"model": "m", "seed": 0, "data": {"name": "d"}, "date": "2026-01-02"},
     )  # fmt: skip
 

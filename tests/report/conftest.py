@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from xattn.evaluation import METRICS, Comparison
+from xattn.evaluation import Comparison, metrics
 from xattn.types import AttentionMaps, Attribution
 
 PARTS = ("morf", "lerf")
+METRICS = ("comprehensiveness", "sufficiency", "aopc_morf", "aopc_lerf", "abpc")
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ def measured(plan: Plan, areas: Mapping[str, float]) -> tuple[pd.DataFrame, pd.D
         for operator in ("delete", "mask"):
             for method, area in areas.items():
                 value = area + rng.normal() * plan.spread
-                for metric, metric_class in METRICS.items():
-                    sign = 1 if metric_class.higher_is_better else -1
+                for metric in METRICS:
+                    sign = 1 if metrics.get(metric).declaration.higher_is_better else -1
                     scores.append((example, method, operator, metric, sign * value))
                 for order, side in zip(PARTS, (-1, 1), strict=True):
                     line = 0.6 + side * value * fractions * (1 - fractions)
@@ -116,11 +117,13 @@ def comparison(plan: Plan) -> Comparison:
                 "text": texts,
                 "pair": None,
                 "label": ["positive" if n < plan.wrong else "negative" for n in numbers],
+                "target": "probability of negative",
                 "prediction": "negative",
                 "probability": 0.9,
                 "kind": ["irony" if n % 4 == 0 else "plain" for n in numbers],
             }
         ),
+        failures=pd.DataFrame(columns=["id", "text", "method", "error"]),
         provenance={
             "model": "planted-model",
             "seed": 0,

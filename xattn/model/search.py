@@ -3,7 +3,9 @@
 Up to `EXHAUSTIVE` players every coalition is tried, and the best way through them is found exactly:
 the best way from a coalition on does not depend on how it was reached (dynamic programming over
 subsets). Beyond that a beam search keeps the best beginnings (Edin et al. 2025, Normalized AOPC:
-Fixing Misleading Faithfulness Metrics for Feature Attribution Explainability, section 4).
+Fixing Misleading Faithfulness Metrics for Feature Attribution Explainability, section 4), once from
+the whole text downwards and once from the empty one upwards, which sees what the other is blind to:
+words that only count together, or where one does for another.
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ Order = Literal["morf", "lerf"]
 
 
 class Beginning(NamedTuple):
-    """The first players of an order."""
+    """The players that moved first."""
 
-    removed: tuple[int, ...]
+    moved: tuple[int, ...]
     total: float
     """The sum of the target after each step so far, with its sign turned for LeRF."""
 
@@ -53,36 +55,57 @@ def search(players: int, counts: Ints, order: Order, beam: int) -> Plan[Ints]:
         everything = (np.arange(2**players)[:, None] >> np.arange(players)) & 1 == 1
         worths = yield everything
         return _best_way(sign * worths, players)
+    full, nothing = sign * (yield np.array([[True], [False]]).repeat(players, axis=1))
+    sizes = np.diff(counts)
+    down = yield from beam_search(players, sizes, sign, beam, removing=True)
+    up = yield from beam_search(players, sizes[::-1], sign, beam, removing=False)
+    best = down.moved if down.total + full <= up.total + nothing else up.moved[::-1]
+    return np.array(best, dtype=np.int64)
+
+
+def beam_search(
+    players: int, sizes: Ints, sign: float, beam: int, *, removing: bool
+) -> Plan[Beginning]:
+    """Return the best order that a beam search finds from one end.
+
+    Parameters
+    ----------
+    players : int
+    sizes : int array
+        How many players move at each step.
+    sign : float
+        1 to keep the sum of targets low, −1 to keep it high.
+    beam : int
+    removing : bool
+        Whether players leave the whole text, or enter the empty one.
+    """
     beginnings = [Beginning((), 0.0)]
-    for size in np.diff(counts).tolist():
-        tried = [(start, np.setdiff1d(np.arange(players), start.removed)) for start in beginnings]
+    for size in sizes.tolist():
+        tried = [(start, np.setdiff1d(np.arange(players), start.moved)) for start in beginnings]
         values = yield np.concatenate(
-            [_without(players, start.removed, left[:, None]) for start, left in tried]
+            [_moved(players, start.moved, left[:, None], removing) for start, left in tried]
         )
         parts = np.split(sign * values, np.cumsum([len(left) for _, left in tried])[:-1])
-        blocks = [
-            (start, block)
-            for (start, left), part in zip(tried, parts, strict=True)
-            for block in _blocks(left, part, size, beam)
-        ]
+        blocks: list[tuple[Beginning, Ints]] = []
+        reached: Floats = np.empty(0)
+        for (start, left), part in zip(tried, parts, strict=True):
+            ranked = np.argsort(part, kind="stable")
+            blocks += [(start, left[places]) for places in _blocks(ranked, size, beam)]
+            reached = np.append(reached, part[ranked[:beam]])
         if size > 1:
             reached = sign * (
-                yield np.concatenate([_without(players, s.removed, b[None]) for s, b in blocks])
-            )
-        else:
-            where = [left.tolist() for _, left in tried]
-            owner = {id(start): i for i, (start, _) in enumerate(tried)}
-            reached = np.array(
-                [parts[owner[id(s)]][where[owner[id(s)]].index(int(b[0]))] for s, b in blocks]
+                yield np.concatenate(
+                    [_moved(players, s.moved, b[None], removing) for s, b in blocks]
+                )
             )
         beginnings = _kept(
             [
-                Beginning((*start.removed, *block.tolist()), start.total + float(value))
+                Beginning((*start.moved, *block.tolist()), start.total + float(value))
                 for (start, block), value in zip(blocks, reached, strict=True)
             ],
             beam,
         )
-    return np.array(beginnings[0].removed, dtype=np.int64)
+    return beginnings[0]
 
 
 def _best_way(worths: Floats, players: int) -> Ints:
@@ -102,20 +125,18 @@ def _best_way(worths: Floats, players: int) -> Ints:
     return np.array(order, dtype=np.int64)
 
 
-def _without(players: int, removed: tuple[int, ...], more: Ints) -> Bools:
-    """Return coalitions without what was removed and, each, one row of `more`."""
-    keep = np.ones((len(more), players), dtype=np.bool_)
-    keep[:, list(removed)] = False
-    keep[np.arange(len(more))[:, None], more] = False
-    return keep
+def _moved(players: int, moved: tuple[int, ...], more: Ints, removing: bool) -> Bools:
+    """Return the coalitions after some players have moved and, each, one row of `more`."""
+    gone = np.zeros((len(more), players), dtype=np.bool_)
+    gone[:, list(moved)] = True
+    gone[np.arange(len(more))[:, None], more] = True
+    return ~gone if removing else gone
 
 
-def _blocks(left: Ints, values: Floats, size: int, beam: int) -> list[Ints]:
-    """Return the next players to remove: those that are best alone, or all but one of these."""
-    ranked = left[np.argsort(values, kind="stable")]
-    found = [ranked[:size]]
-    found += [np.append(ranked[: size - 1], ranked[i]) for i in range(size, len(ranked))]
-    return found[:beam]
+def _blocks(ranked: Ints, size: int, beam: int) -> list[Ints]:
+    """Return who moves next: those that are best alone, or all of these but the last."""
+    others = [np.append(ranked[: size - 1], ranked[i]) for i in range(size, len(ranked))]
+    return [ranked[:size], *others][:beam]
 
 
 def _kept(longer: list[Beginning], beam: int) -> list[Beginning]:
@@ -123,5 +144,5 @@ def _kept(longer: list[Beginning], beam: int) -> list[Beginning]:
     longer.sort(key=lambda beginning: beginning.total)
     states: dict[frozenset[int], Beginning] = {}
     for beginning in longer:
-        states.setdefault(frozenset(beginning.removed), beginning)
+        states.setdefault(frozenset(beginning.moved), beginning)
     return list(states.values())[:beam]

@@ -122,7 +122,7 @@ def shown(
                 label=_words(row["label"]),
                 wrong=bool(wrong[position]),
                 target=next(iter(strips.values())).target,
-                strips=[Strip(method, tokens(strips[method])) for method in order],
+                strips=[Strip(m, tokens(strips[m])) for m in order if m in strips],
             )
         )
     return result

@@ -18,10 +18,12 @@ from xattn import files
 from xattn.errors import XattnError
 from xattn.evaluation import Comparison, Interval, metrics
 from xattn.registry import methods as registry
-from xattn.report import curves, examples
+from xattn.report import curves, diagrams, examples, measures
 from xattn.report.agreement import pairwise
 from xattn.report.answer import answer, number, texts
 from xattn.report.cautions import cautions
+from xattn.report.measures import metric_label
+from xattn.report.notes import notes
 from xattn.report.ranking import Place, ranking
 from xattn.report.series import YARDSTICKS, Style, by_text, contenders, operators, styles
 
@@ -33,13 +35,6 @@ COLUMNS = [
 ]
 """The metrics beside ABPC, in the order of the table."""
 NOTES = {"random": "chance", "oracle": "greedy search"}
-NAMES = {
-    "abpc": "ABPC",
-    "comprehensiveness": "Comprehensiveness",
-    "sufficiency": "Sufficiency",
-    "aopc_morf": "AOPC MoRF",
-    "aopc_lerf": "AOPC LeRF",
-}
 
 
 @dataclass(frozen=True)
@@ -70,6 +65,10 @@ class View:
     places: list[Place]
     axis: Axis
     panels: list[curves.Panel]
+    boards: list[measures.Board]
+    ranks: diagrams.Ranking | None
+    pareto: diagrams.Pareto | None
+    extremes: list[tuple[str, list[tuple[str, str]]]]
 
 
 def render_report(comparison: Comparison) -> str:
@@ -101,6 +100,11 @@ def render_report(comparison: Comparison) -> str:
             answer=answer(comparison, leading.places, leading.name),
             facts=list(facts(comparison)),
             cautions=cautions(comparison, leading.name, leading.places, attributions, agreement),
+            notes=notes(comparison, leading.name, leading.places),
+            stability=list(measures.stability(comparison)),
+            wide=diagrams.WIDTH,
+            pareto_height=diagrams.PARETO_HEIGHT,
+            rank_top=diagrams.TOP,
             operators=views,
             columns=[pair for pair in COLUMNS if pair[0] in leading.places[0].metrics],
             yardsticks=NOTES,
@@ -168,6 +172,10 @@ def _view(
         places,
         axis(places),
         curves.panels(comparison.curves, operator, drawn, colours),
+        measures.boards(comparison, operator),
+        diagrams.rank_diagram(comparison, operator),
+        diagrams.pareto(comparison, places),
+        list(measures.extremes(comparison, operator)),
     )
 
 
@@ -285,13 +293,6 @@ def metric_terms(names: Iterable[str]) -> Iterator[dict[str, str]]:
         direction = {True: "Higher is better", False: "Lower is better", None: "Neither is better"}
         text = f"{meaning}. {direction[declared.higher_is_better]}."
         yield {"name": metric_label(name), "text": text, "citation": declared.citation}
-
-
-def metric_label(name: str) -> str:
-    """Return what a metric is called, with its options."""
-    bare, colon, options = name.partition(":")
-    label = metrics.get(bare).declaration.label
-    return f"{label} ({options})" if colon else label
 
 
 def method_term(label: str) -> dict[str, str]:

@@ -52,11 +52,12 @@ def operators(comparison: Comparison) -> list[str]:
 
 
 def by_text(comparison: Comparison) -> list[Mapping[str, Attribution]]:
-    """Return for each text the attributions of the contenders, by label.
+    """Return for each example the attributions of the contenders, by label.
 
-    They stand text by text, the yardsticks among them.
+    A method that failed on a text is missing there.
     """
-    count = len(comparison.examples)
-    each = len(comparison.attributions) // count if count else 0
-    groups = [comparison.attributions[i * each : (i + 1) * each] for i in range(count)]
-    return [{a.method: a for a in group if a.method not in YARDSTICKS} for group in groups]
+    found: list[dict[str, Attribution]] = [{} for _ in range(len(comparison.examples))]
+    for example, item in zip(comparison.cost["example"], comparison.attributions, strict=True):
+        if item.method not in YARDSTICKS:
+            found[int(example)][item.method] = item
+    return list(found)
