@@ -167,8 +167,13 @@ class Comparison:
         return {}
 
     def pairwise(self, operator: str, metric: str) -> pd.DataFrame:
-        """Return `pairs` as a table; see `xattn.evaluation.significance.Pair` for its columns."""
-        return pd.DataFrame(self.pairs(operator, metric), columns=significance.Pair._fields)
+        """Return `pairs` as a table; see `xattn.evaluation.significance.Pair` for its columns.
+
+        The last one, `needed`, says how many texts it takes to find a difference of that size.
+        """
+        pairs = self.pairs(operator, metric)
+        table = pd.DataFrame(pairs, columns=significance.Pair._fields)
+        return table.assign(needed=[pair.needed for pair in pairs])
 
     def letters(self, operator: str, metric: str) -> dict[str, str]:
         """Return letters by method: those that share one cannot be told apart (5 %, Holm)."""

@@ -39,10 +39,12 @@ class Pair(NamedTuple):
     """Two-sided, of Wilcoxon's signed-rank test; 1 where all texts are alike."""
     adjusted: float
     """After Holm's correction for all pairs."""
-    needed: float
-    """Texts that a difference of this size needs to be found with a power of 80 % at the 5 % level;
-    infinite for none, nan where it never varies."""
     n: int
+
+    @property
+    def needed(self) -> float:
+        """Texts that a difference of this size needs to be found; see `needed`."""
+        return needed(self.effect)
 
 
 def pairwise(table: pd.DataFrame) -> list[Pair]:
@@ -63,29 +65,30 @@ def pairwise(table: pd.DataFrame) -> list[Pair]:
         found.append((str(first), str(second), *_test(gaps), len(gaps)))
     if not found:
         return []
-    raw = [p for *_, p, _, _ in found]
-    adjusted = multipletests(raw, method="holm")[1]
+    adjusted = multipletests([p for *_, p, _ in found], method="holm")[1]
     return [
-        Pair(first, second, difference, effect, p, float(corrected), needed, n)
-        for (first, second, difference, effect, p, needed, n), corrected in zip(
+        Pair(first, second, difference, effect, p, float(corrected), n)
+        for (first, second, difference, effect, p, n), corrected in zip(
             found, adjusted, strict=True
         )
     ]
 
 
-def _test(gaps: Floats) -> tuple[float, float, float, float]:
-    """Return the mean of differences, its effect size, p and the texts that it needs."""
+def _test(gaps: Floats) -> tuple[float, float, float]:
+    """Return the mean of differences, its effect size and p."""
     if not len(gaps):
-        return np.nan, np.nan, 1.0, np.nan
+        return np.nan, np.nan, 1.0
     difference = float(gaps.mean())
     spread = float(gaps.std(ddof=1)) if len(gaps) > 1 else 0.0
     effect = difference / spread if spread > 0 else np.nan
     p = 1.0 if not gaps.any() else float(wilcoxon(gaps).pvalue)
-    return difference, effect, p, needed(effect)
+    return difference, effect, p
 
 
 def needed(effect: float) -> float:
     """Return how many texts tell an effect (Cohen's d_z) from none: 80 % power at the 5 % level.
+
+    Infinite for no effect, nan for one that is not known.
 
     Examples
     --------
@@ -149,7 +152,7 @@ def letters(order: Sequence[str], pairs: Sequence[Pair]) -> dict[str, str]:
 
     Examples
     --------
-    >>> far = Pair("a", "c", 1.0, 1.0, 0.001, 0.003, 10, 30)
+    >>> far = Pair("a", "c", 1.0, 1.0, 0.001, 0.003, 30)
     >>> letters(["a", "b", "c"], [far])
     {'a': 'a', 'b': 'ab', 'c': 'b'}
     """

@@ -91,7 +91,7 @@ def test_letters_say_who_cannot_be_told_apart():
         names = list("abcdef")
         apart = {pair for pair in itertools.combinations(names, 2) if rng.random() < 0.4}
         pairs = [
-            Pair(x, y, 0.0, 0.0, 0.0, 0.01 if (x, y) in apart else 0.5, 0.0, 9)
+            Pair(x, y, 0.0, 0.0, 0.0, 0.01 if (x, y) in apart else 0.5, 9)
             for x, y in itertools.combinations(names, 2)
         ]
         found = letters(names, pairs)

@@ -316,10 +316,16 @@ def test_an_encoder_decoder_that_classifies_is_refused_for_attention(tiny_of: Ti
         model.trace(batch, model.target(batch))
 
 
-def test_only_classifiers_are_compared(tiny_of: Tiny) -> None:
-    model = tiny_of("gpt2", task="generate")
-    with pytest.raises(ModelError, match="only classifiers of texts"):
-        evaluation.compare(model, evaluation.load_dataset(limit=1), ["random"])
+def test_numbers_are_compared_as_they_are(tiny_of: Tiny) -> None:
+    model = tiny_of("bert", problem_type="regression", num_labels=1)
+    data = evaluation.load_dataset(limit=2)
+    with pytest.raises(ModelError, match="predicts numbers: got quantity probability"):
+        evaluation.compare(model, data, ["random"])
+    metrics = ["comprehensiveness"]
+    found = evaluation.compare(
+        model, data, ["occlusion"], ["delete"], metrics=metrics, quantity="logit"
+    )
+    assert np.isfinite(found.scores["value"]).all()
 
 
 def test_attention_is_kept_apart_by_stack(tiny_of: Tiny) -> None:
