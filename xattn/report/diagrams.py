@@ -180,7 +180,7 @@ def _names(
                            (px - wide / 2, py - 22), (px - wide / 2, py + 30)):  # fmt: skip
             box = (left, foot - 10, left + wide, foot + 2)
             free = all(box[2] < a or box[0] > c or box[3] < b or box[1] > d for a, b, c, d in taken)
-            if free and left > 0 and box[2] < WIDTH and box[1] > 0:
+            if free and left > SIDE and box[2] < WIDTH and box[1] > 0:
                 taken.append(box)
                 found[method] = (round(left, 1), round(foot, 1))
                 break
