@@ -13,6 +13,9 @@ from xattn.errors import InputError
 from xattn.evaluation.statistics import interval
 from xattn.types import Attribution, Floats
 
+FEWEST = 3
+"""With fewer tokens than this an order says nothing."""
+
 
 def rank_correlation(one: Floats, other: Floats) -> float:
     """Return Kendall's τ_b of two score vectors; nan if one of them has no order.
@@ -22,7 +25,7 @@ def rank_correlation(one: Floats, other: Floats) -> float:
     >>> rank_correlation(np.array([1.0, 2.0, 3.0]), np.array([1.0, 3.0, 2.0]))
     0.33333333333333337
     """
-    if len(one) < 2 or np.ptp(one) == 0 or np.ptp(other) == 0:
+    if len(one) < FEWEST or np.ptp(one) == 0 or np.ptp(other) == 0:
         return float("nan")
     return float(kendalltau(one, other).statistic)
 
@@ -41,42 +44,61 @@ def top_overlap(one: Floats, other: Floats, k: int) -> float:
     return len(tops[0] & tops[1]) / k
 
 
-def agreement(
-    explained: Mapping[str, Sequence[Attribution]], k: int = 3, seed: int = 0
-) -> pd.DataFrame:
-    """Compare explanations of the same texts pair by pair.
+def agreement_by_text(texts: Sequence[Mapping[str, Attribution]], k: int = 3) -> pd.DataFrame:
+    """Compare the explanations of every text pair by pair.
+
+    Special tokens are left out: several methods give them a fixed share.
 
     Parameters
     ----------
-    explained : mapping of str to sequence of Attribution
-        What explained (methods, seeds, checkpoints), and for each its explanation of every text.
+    texts : sequence of mapping
+        For each text its explanations, by what explained it (methods, seeds, checkpoints).
     k : int
         How many of the highest scores `overlap` looks at.
+
+    Returns
+    -------
+    DataFrame
+        One row for each text and pair: example, first, second, tau (Kendall's τ_b; nan where one
+        has no order) and overlap (the share of the top `k` that both have).
+
+    Raises
+    ------
+    InputError
+        If explanations that stand together are not of the same text.
+    """
+    rows = []
+    for example, explained in enumerate(texts):
+        for (first, one), (second, other) in combinations(explained.items(), 2):
+            if one.tokens != other.tokens:
+                raise InputError(f"{first} and {second} do not explain the same text {example}")
+            a, b = (item.scores[~item.special].astype(np.float64) for item in (one, other))
+            rows.append((example, first, second, rank_correlation(a, b), top_overlap(a, b, k)))
+    return pd.DataFrame(rows, columns=["example", "first", "second", "tau", "overlap"])
+
+
+def agreement(
+    texts: Sequence[Mapping[str, Attribution]], k: int = 3, seed: int = 0
+) -> pd.DataFrame:
+    """Compare explanations pair by pair, over all texts; see `agreement_by_text`.
+
+    Parameters
+    ----------
+    texts, k
+        As in `agreement_by_text`.
     seed : int
         Of the bootstrap.
 
     Returns
     -------
     DataFrame
-        One row for each pair: first, second; tau, low, high (mean Kendall's τ_b over texts with its
-        95 % interval), overlap (mean share of the top `k` that both have), n (texts with an order).
-
-    Raises
-    ------
-    InputError
-        If the explanations are not of the same texts.
+        One row for each pair: first, second; tau, low, high (mean over texts with its 95 %
+        interval), overlap (mean), n (texts with an order).
     """
     rows = []
-    for (first, ones), (second, others) in combinations(explained.items(), 2):
-        if [a.tokens for a in ones] != [b.tokens for b in others]:
-            raise InputError(f"{first} and {second} do not explain the same texts")
-        scores = [
-            (a.scores[~a.special].astype(float), b.scores[~b.special].astype(float))
-            for a, b in zip(ones, others, strict=True)
-        ]
-        taus = np.array([rank_correlation(a, b) for a, b in scores])
-        shared = np.array([top_overlap(a, b, k) for a, b in scores])
-        known = interval(taus[~np.isnan(taus)], seed)
-        overlap = float(np.nanmean(shared)) if (~np.isnan(shared)).any() else np.nan
+    pairs = agreement_by_text(texts, k).groupby(["first", "second"], sort=False)
+    for (first, second), group in pairs:
+        known = interval(group["tau"].dropna().to_numpy(), seed)
+        overlap = float(group["overlap"].mean())
         rows.append((first, second, known.mean, known.low, known.high, overlap, known.n))
     return pd.DataFrame(rows, columns=["first", "second", "tau", "low", "high", "overlap", "n"])

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
-import torch
 
 from xattn.data import Span
 from xattn.errors import XattnError
@@ -138,30 +137,41 @@ def measure(
     -------
     Findings
     """
+    scorer = Scorer(model) if scorer is None else scorer
     try:
-        return _Measuring(model, block, design, known, scorer or Scorer(model)).run()
-    except (XattnError, torch.OutOfMemoryError) as error:
-        if len(block) > 1:  # which text is it?
-            half, found = len(block) // 2, Findings()
-            for part in (block[:half], block[half:]):
-                found.add(measure(model, part, design, known, scorer))
-            return found
-        if len(design.methods) > 1:  # which method is it?
-            found, failed = Findings(), []
-            for name in design.methods:
-                try:
-                    alone = replace(design, methods=(name,), metrics=(), operators=())
-                    _Measuring(model, block, alone, known, scorer or Scorer(model)).run()
-                except (XattnError, torch.OutOfMemoryError) as reason:
-                    failed.append((block.first, name, str(reason)))
-            if failed and len(failed) < len(design.methods):
-                rest = design.without([name for _, name, _ in failed])
-                found = measure(model, block, rest, known, scorer)
-                found.failures += failed
-                return found
-        found = Findings()
-        found.failures.append((block.first, "", str(error)))
+        return _Measuring(model, block, design, known, scorer).run()
+    except Exception as error:  # whatever a model or a plug-in raises is told with its text
+        if len(block) == 1:
+            return _alone(model, block, design, known, scorer, error)
+        half, found = len(block) // 2, Findings()
+        for part in (block[:half], block[half:]):
+            found.add(measure(model, part, design, known, scorer))
         return found
+
+
+def _alone(
+    model: Model, block: Block, design: Design, known: Known, scorer: Scorer, error: Exception
+) -> Findings:
+    """Measure a text that has failed without the methods that fail on it, if there are others."""
+    failed = []
+    for name in design.methods:
+        try:
+            alone = replace(design, methods=(name,), metrics=(), operators=())
+            _Measuring(model, block, alone, known, scorer).run()
+        except Exception as reason:
+            failed.append((block.first, name, _told(reason)))
+    if not failed or len(failed) == len(design.methods):
+        found = Findings()
+        found.failures.append((block.first, "", _told(error)))
+        return found
+    found = measure(model, block, design.without([name for _, name, _ in failed]), known, scorer)
+    found.failures += failed
+    return found
+
+
+def _told(error: Exception) -> str:
+    """Return an error in words; of one that is not xattn's own, with its kind."""
+    return str(error) if isinstance(error, XattnError) else f"{type(error).__name__}: {error}"
 
 
 class _Measuring:
@@ -254,8 +264,13 @@ class _Measuring:
                 bounds[:] = self._bounds(played)
         plans: list[tuple[Game, Plan[Any]]] = []
         names: list[tuple[Asked, str, str]] = []
+        marked = [self._rationale(text, game) for (text, _), game in zip(keys, played, strict=True)]
         judged = [
-            (i, method, self._case(i, keys[i], played[i], explained[i], method, bounds[i]))
+            (
+                i,
+                method,
+                self._case(keys[i], played[i], explained[i].get(method), bounds[i], marked[i]),
+            )
             for i in range(len(cases))
             for method in self.design.methods
         ]
@@ -313,21 +328,20 @@ class _Measuring:
 
     def _case(
         self,
-        number: int,
         key: Asked,
         game: Game,
-        explained: Mapping[str, Attribution],
-        method: str,
+        item: Attribution | None,
         bounds: Bounds | None,
+        rationale: Bools | None,
     ) -> Case:
+        """Return the case of an explanation, or of the oracle, which has none."""
         # one seed a text, so that methods do not differ by how their ties fall
         seed = (self.design.seed, *key)
-        rationale = self._rationale(key[0] - self.block.first, game)
-        if method == ORACLE and bounds is not None:
+        if item is None:
+            assert bounds is not None
             ranks = np.empty(len(game))
             ranks[bounds.least] = np.arange(len(game), 0, -1)
             return Case(game, ranks, seed, bounds, rationale, own=bounds)
-        item = explained[method]
         scores = np.array([item.scores[unit].sum(dtype=np.float64) for unit in game.players])
         return Case(game, scores, seed, bounds, rationale, _share(item))
 
@@ -337,7 +351,7 @@ class _Measuring:
             return None
         encoding = game.encoding
         marked = np.zeros(len(encoding), dtype=np.bool_)
-        for start, end in self.block.rationales[text]:
+        for start, end in self.block.rationales[text - self.block.first]:
             touches = (encoding.offsets[:, 0] < end) & (encoding.offsets[:, 1] > start)
             marked |= touches & (encoding.segments == 0)
         return np.array([marked[unit].any() for unit in game.players], dtype=np.bool_)

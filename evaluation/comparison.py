@@ -20,7 +20,7 @@ from xattn.errors import InputError, UnknownNameError
 from xattn.evaluation import significance
 from xattn.evaluation.agreement import agreement
 from xattn.evaluation.block import Findings
-from xattn.evaluation.design import Design
+from xattn.evaluation.design import ORACLE, RANDOM, Design
 from xattn.evaluation.metric import MetricDeclaration, metrics
 from xattn.evaluation.statistics import Interval, interval, paired_difference
 from xattn.evaluation.store import packed, unpacked
@@ -86,8 +86,9 @@ class Comparison:
         UnknownNameError
             For an operator or metric that was not measured.
         """
-        for kind, name in (("operator", operator), ("metric", metric)):
-            if name not in (known := self.scores[kind].unique()):
+        for place, (kind, name) in enumerate((("operator", operator), ("metric", metric))):
+            known = dict.fromkeys(key[place] for key in self._tables)
+            if name not in known:
                 raise UnknownNameError(kind, name, known)
         return self._tables[operator, metric]
 
@@ -98,10 +99,28 @@ class Comparison:
                 yield (str(method), operator, metric), table[method].to_numpy(dtype=np.float64)
 
     @cached_property
+    def _intervals(self) -> dict[tuple[str, str, str], Interval]:
+        return {
+            key: interval(values[~np.isnan(values)], self.seed) for key, values in self._cells()
+        }
+
+    def intervals(self, operator: str, metric: str) -> dict[str, Interval]:
+        """Return the mean of each method with its interval, the best first, those without last.
+
+        Raises
+        ------
+        UnknownNameError
+            For an operator or metric that was not measured.
+        """
+        found = {str(m): self._intervals[str(m), operator, metric]
+                 for m in self.table(operator, metric).columns}  # fmt: skip
+        sign = 1 if declared(metric).higher_is_better is False else -1
+        order = sorted(found, key=lambda m: (np.isnan(found[m].mean), sign * found[m].mean))
+        return {method: found[method] for method in order}
+
+    @cached_property
     def _summary(self) -> pd.DataFrame:
-        rows = [
-            (*key, *interval(values[~np.isnan(values)], self.seed)) for key, values in self._cells()
-        ]
+        rows = [(*key, *found) for key, found in self._intervals.items()]
         return pd.DataFrame(rows, columns=[*CELL, *Interval._fields])
 
     def summary(self) -> pd.DataFrame:
@@ -113,9 +132,9 @@ class Comparison:
         cells = dict(self._cells())
         rows = []
         for (method, operator, metric), values in cells.items():
-            if method == "random":
+            if method == RANDOM:
                 continue
-            pairs = np.stack([values, cells["random", operator, metric]])
+            pairs = np.stack([values, cells[RANDOM, operator, metric]])
             known = pairs[:, ~np.isnan(pairs).any(axis=0)]
             difference = paired_difference(known[0], known[1], self.seed)
             higher = declared(metric).higher_is_better
@@ -141,12 +160,9 @@ class Comparison:
         UnknownNameError
             For an operator or metric that was not measured.
         """
-        self.table(operator, metric)
-        rows = self._summary[
-            (self._summary["operator"] == operator) & (self._summary["metric"] == metric)
-        ]
-        upwards = declared(metric).higher_is_better is False
-        return rows.sort_values("mean", ascending=upwards, kind="stable", ignore_index=True)
+        found = self.intervals(operator, metric)
+        rows = [(method, operator, metric, *one) for method, one in found.items()]
+        return pd.DataFrame(rows, columns=[*CELL, *Interval._fields])
 
     def pairs(self, operator: str, metric: str) -> list[significance.Pair]:
         """Return a test of every pair of methods that have values; the better ones come first.
@@ -157,8 +173,7 @@ class Comparison:
             For an operator or metric that was not measured.
         """
         if (operator, metric) not in self._pairs:
-            order = self.leaderboard(operator, metric).dropna(subset="mean")["method"].tolist()
-            table = self.table(operator, metric)[order]
+            table = self.table(operator, metric)[self._known(operator, metric)]
             self._pairs[operator, metric] = significance.pairwise(table)
         return self._pairs[operator, metric]
 
@@ -177,8 +192,11 @@ class Comparison:
 
     def letters(self, operator: str, metric: str) -> dict[str, str]:
         """Return letters by method: those that share one cannot be told apart (5 %, Holm)."""
-        order = self.leaderboard(operator, metric).dropna(subset="mean")["method"].tolist()
-        return significance.letters(order, self.pairs(operator, metric))
+        return significance.letters(self._known(operator, metric), self.pairs(operator, metric))
+
+    def _known(self, operator: str, metric: str) -> list[str]:
+        """Return the methods that have a value, the best first."""
+        return [m for m, one in self.intervals(operator, metric).items() if one.n]
 
     def ranks(self, operator: str, metric: str) -> significance.Ranks:
         """Return average ranks, Friedman's test and the critical difference.
@@ -194,17 +212,26 @@ class Comparison:
 
         1 says that it does not matter for the ranking how units are removed.
         """
-        operators = self.scores["operator"].unique()
-        means = {str(o): self.table(str(o), metric).drop(columns="oracle", errors="ignore").mean()
-                 for o in operators}  # fmt: skip
+        means = {
+            operator: table.drop(columns=ORACLE, errors="ignore").mean()
+            for (operator, name), table in self._tables.items()
+            if name == metric
+        }
         return significance.concordance(pd.DataFrame(means))
 
     def agreement(self, k: int = 3) -> pd.DataFrame:
         """Return how alike the explanations of each pair of methods are; see `agreement`."""
-        explained: dict[str, list[Attribution]] = {}
-        for item in self.attributions:
-            explained.setdefault(item.method, []).append(item)
-        return agreement(explained, k, self.seed)
+        return agreement(self.explained(), k, self.seed)
+
+    def explained(self) -> list[dict[str, Attribution]]:
+        """Return for each example its explanations by method.
+
+        A method that failed on a text is missing there.
+        """
+        found: list[dict[str, Attribution]] = [{} for _ in range(len(self.examples))]
+        for example, item in zip(self.cost["example"], self.attributions, strict=True):
+            found[int(example)][item.method] = item
+        return found
 
     # ------------------------------------------------------------------ files
 
@@ -308,7 +335,8 @@ def assembled(
         As the model names them.
     provenance : dict
     """
-    told = sorted(set(found.examples))
+    # a text that was measured in several parts is told once
+    told = sorted({row[:2]: row for row in reversed(found.examples)}.values())
     number = {(text, aim): i for i, (text, aim, *_) in enumerate(told)}
     texts = [text for text, *_ in told]
     labels = _named(dataset.labels, classes)

@@ -17,12 +17,12 @@ entry-point group ``xattn.metrics``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from xattn.model.game import Plan
-from xattn.registry import Class, Registry
+from xattn.registry import Registry
 from xattn.types import Quantity
 
 if TYPE_CHECKING:
@@ -65,32 +65,5 @@ class Metric(Protocol):
         ...
 
 
-metrics: Registry[Metric] = Registry(
-    "xattn.metrics", "metric", MetricDeclaration, "xattn.evaluation.metrics"
-)
-
-
-def register(
-    name: str,
-    *,
-    label: str,
-    higher_is_better: bool | None,
-    bounds: tuple[float, float],
-    unit: str,
-    citation: str,
-    meaning: str,
-    needs: Collection[Need] = (),
-    quantity: Quantity | None = None,
-) -> Callable[[Class], Class]:
-    """Return a class decorator that registers a metric; see `MetricDeclaration`."""
-    return metrics.register(
-        name,
-        label=label,
-        higher_is_better=higher_is_better,
-        bounds=bounds,
-        unit=unit,
-        citation=citation,
-        meaning=meaning,
-        needs=needs,
-        quantity=quantity,
-    )
+metrics: Registry[Metric] = Registry("xattn.metrics", "metric", "xattn.evaluation.metrics")
+register = metrics.registering(MetricDeclaration)

@@ -12,7 +12,6 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,10 +21,10 @@ import torch
 
 from xattn.data import Dataset
 from xattn.errors import InputError, ModelError
-from xattn.evaluation.block import NOTHING, Block, Findings, Known, measure
+from xattn.evaluation.block import NOTHING, Block, Findings, measure
 from xattn.evaluation.comparison import Comparison, assembled
-from xattn.evaluation.design import PLAUSIBLE, Design
-from xattn.evaluation.store import Store, code
+from xattn.evaluation.design import DEFAULT_METRICS, PLAUSIBLE, Design
+from xattn.evaluation.store import STUDY, Store, code
 from xattn.explanations import ALL, explain, parameters, refusals
 from xattn.model import Model
 from xattn.model.operators import get_operator
@@ -73,6 +72,7 @@ def compare(
     loader: Loader | None = None,
     progress: Progress | None = None,
     command: str = "",
+    study: str = "",
     scorer: Scorer | None = None,
 ) -> Comparison:
     """Measure how faithful methods are on a data set.
@@ -93,7 +93,7 @@ def compare(
         By default `DEFAULT_METRICS`, and those of plausibility where the data set has rationales.
     unit : {"token", "word", "sentence"}
         What is removed at a time.
-    quantity : {"probability", "logit", "log_probability"}
+    quantity : {"probability", "logit", "log_probability", "lead"}
         What is watched as units go.
     label : str or int, optional
         The class that is explained and scored; by default each text's predicted one.
@@ -118,6 +118,8 @@ def compare(
         Called with the number of texts done and the number of all.
     command : str
         The command line, for the record.
+    study : str
+        The whole study as YAML, which is kept in `directory` from the beginning.
     scorer : Scorer, optional
         One of `model`, to see what it is asked.
 
@@ -133,7 +135,8 @@ def compare(
     InputError
         For no operator, no text, another run in `directory`, or if all texts fail.
     ModelError
-        If the model predicts numbers, or cannot serve a method.
+        If the model reads pictures, predicts numbers of which a probability is asked, or cannot
+        serve a method.
 
     Examples
     --------
@@ -144,17 +147,27 @@ def compare(
     'oracle'
     """
     start, date = time.perf_counter(), datetime.now(UTC)
+    if model.task.name in ("image", "match"):
+        raise ModelError(
+            "pictures cannot be compared yet",
+            got=f"{model.name}, a model for {model.task.name}",
+            remedy="explain single pictures with explain (xattn explain)",
+        )
     if model.link == "identity" and quantity != "logit":
         raise ModelError(
             f"{model.name} predicts numbers",
             got=f"quantity {quantity}",
             expected="logit: the number itself",
         )
+    if not dataset.texts:
+        raise InputError("no text is given", expected="a data set of one or more")
+    if jobs > 1 and loader is None:
+        raise InputError("jobs", got=str(jobs), expected="1, or a loader of the model beside")
     if operators is None:
         masks = model.tokenizer is None or model.tokenizer.mask_token_id is not None
         operators = ("delete", "mask" if masks else "attention-mask")
-    if metrics is None and dataset.rationales is not None:
-        metrics = (*Design.of([], None, operators).metrics, *PLAUSIBLE)
+    if metrics is None:
+        metrics = (*DEFAULT_METRICS, *(PLAUSIBLE if dataset.rationales is not None else ()))
     number = None if label is None else model.label_id(label)
     design = Design.of(
         methods,
@@ -168,27 +181,17 @@ def compare(
         truncate=truncate,
         beam=beam,
     )
-    if not dataset.texts:
-        raise InputError("no text is given", expected="a data set of one or more")
-    shortest, longest = _extremes(model, dataset, truncate)
-    built = list(design.built_methods().values())
-    refused = {}
-    if methods is None or ALL in methods:
-        refused = refusals(model, [longest], built, label=number, at=at)
-    else:  # what does not even serve the shortest text would fail on all
-        explain(model, [shortest], built, label=number, at=at)
-    design = design.without([m.name for m in refused])
-    for operator in design.operators:  # a tokenizer without a mask token is better found out now
-        get_operator(operator)(model, longest.row, longest.special[None])
+    every = methods is None or ALL in methods
+    refused = _tried(model, dataset, design, every)
+    design = design.without(list(refused))
     identity = _identity(model, dataset, design)
-    store = None if directory is None else Store(Path(directory), identity, resume=resume)
-    if jobs > 1 and loader is None:
-        raise InputError("jobs", got=str(jobs), expected="1, or a loader of the model beside")
-    work = _Work(model, dataset, design, store, scorer)
-    found = work.run(jobs, loader, progress)
-    if store is not None:
-        found = store.findings()
-    _any_result(found)
+    texts = {STUDY: study} if study else {}
+    store = (
+        None if directory is None else Store(Path(directory), identity, resume=resume, texts=texts)
+    )
+    found = _run(model, dataset, design, store, scorer, jobs, loader, progress)
+    if not found.examples:
+        raise InputError("every text failed", got=found.failures[0][2])
     provenance = {
         **identity,
         "design": {**design.fixed(), "metrics": list(design.metrics)},
@@ -199,7 +202,7 @@ def compare(
         },
         "operators": list(design.operators),
         "inputs": {"asked": found.asked, "run": found.run},
-        "refused": {method.name: why for method, why in refused.items()},
+        "refused": refused,
         "date": date.isoformat(timespec="seconds"),
         "command": command,
         "jobs": jobs,
@@ -208,78 +211,95 @@ def compare(
     return assembled(found, dataset, design, model.labels, provenance)
 
 
-@dataclass(eq=False)
-class _Work:
-    """All blocks of a data set."""
+Task = tuple[Block, list[Design]]
+"""Texts, and what is still to be measured of them."""
+Measured = list[tuple[Design, Findings]]
 
-    model: Model
-    dataset: Dataset
-    design: Design
-    store: Store | None
-    scorer: Scorer | None
 
-    def run(self, jobs: int, loader: Loader | None, progress: Progress | None) -> Findings:
-        """Measure what is missing; return what is not kept in a store."""
-        total, todo = len(self.dataset), list(self._todo())
-        rest = total - sum({part.first: len(part) for part, _, _ in todo}.values())
-        left = {part.first: sum(p.first == part.first for p, _, _ in todo) for part, _, _ in todo}
-        everything = Findings()
-        results = (
-            self._here(todo) if jobs == 1 or loader is None else _elsewhere(todo, jobs, loader)
-        )
-        for (part, design, _), found in results:
-            if self.store is None:
+def _run(
+    model: Model,
+    dataset: Dataset,
+    design: Design,
+    store: Store | None,
+    scorer: Scorer | None,
+    jobs: int,
+    loader: Loader | None,
+    progress: Progress | None,
+) -> Findings:
+    """Measure what is not there yet; return everything."""
+    everything, parts = Findings(), blocks(dataset)
+    todo = [(part, [design] if store is None else store.missing(part, design)) for part in parts]
+    todo = [task for task in todo if task[1]]
+    done = len(dataset) - sum(len(part) for part, _ in todo)
+    results = (
+        ((task, _measured(model, task, store, scorer)) for task in todo)
+        if loader is None or jobs == 1
+        else _elsewhere(todo, store, jobs, loader)
+    )
+    for (part, _), measured in results:
+        for own, found in measured:
+            if store is None:
                 everything.add(found)
             else:
-                self.store.write(part, design, found)
-            left[part.first] -= 1
-            if not left[part.first]:
-                rest += len(part)
-                if progress is not None:
-                    progress(rest, total)
-        return everything
-
-    def _todo(self) -> Iterator[Task]:
-        for part in blocks(self.dataset):
-            if self.store is None:
-                yield part, self.design, NOTHING
-                continue
-            for design in self.store.missing(part, self.design):
-                yield part, design, self.store.known(part)
-
-    def _here(self, todo: Sequence[Task]) -> Iterator[tuple[Task, Findings]]:
-        for task in todo:
-            part, design, known = task
-            yield task, measure(self.model, part, design, known, self.scorer)
+                store.write(part, own, found)
+        done += len(part)
+        if progress is not None:
+            progress(done, len(dataset))
+    return everything if store is None else store.findings()
 
 
-Task = tuple[Block, Design, Known]
-_loaded: list[Model] = []
-"""The model of a process that works for another one."""
+def _measured(
+    model: Model, task: Task, store: Store | None, scorer: Scorer | None = None
+) -> Measured:
+    part, designs = task
+    known = NOTHING if store is None else store.known(part)
+    return [(design, measure(model, part, design, known, scorer)) for design in designs]
 
 
-def _begin(loader: Loader, threads: int) -> None:
+_loaded: list[tuple[Model, Store | None]] = []
+"""What a process that works for another one has."""
+
+
+def _begin(loader: Loader, store: Store | None, threads: int) -> None:
     torch.set_num_threads(threads)
-    _loaded[:] = [loader()]
+    _loaded[:] = [(loader(), store)]
 
 
-def _measured(task: Task) -> Findings:
-    part, design, known = task
-    return measure(_loaded[0], part, design, known)
+def _measured_here(task: Task) -> Measured:
+    model, store = _loaded[0]
+    return _measured(model, task, store)
 
 
-def _elsewhere(todo: Sequence[Task], jobs: int, loader: Loader) -> Iterator[tuple[Task, Findings]]:
+def _elsewhere(
+    todo: Sequence[Task], store: Store | None, jobs: int, loader: Loader
+) -> Iterator[tuple[Task, Measured]]:
     threads = max(1, torch.get_num_threads() // jobs)
-    with ProcessPoolExecutor(
-        jobs, multiprocessing.get_context("spawn"), _begin, (loader, threads)
-    ) as pool:
-        futures = {pool.submit(_measured, task): task for task in todo}
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, spawn, _begin, (loader, store, threads)) as pool:
+        futures = {pool.submit(_measured_here, task): task for task in todo}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _tried(model: Model, dataset: Dataset, design: Design, every: bool) -> dict[str, str]:
+    """Try methods and operators before hours of work; return the methods that are left out.
+
+    Who asks for all methods gets those that take the longest text. What is named and does not even
+    serve the shortest one is an error, as is a way of removing that the tokenizer has no token for.
+    """
+    shortest, longest = _extremes(model, dataset, design.truncate)
+    built = design.built_methods()
+    asked: dict[str, Any] = {"label": design.label, "at": design.at}
+    refused = refusals(model, [longest], list(built.values()), **asked) if every else {}
+    if not every:
+        explain(model, [shortest], list(built.values()), **asked)
+    for operator in design.operators:
+        get_operator(operator)(model, longest.row, longest.special[None])
+    return {name: refused[method] for name, method in built.items() if method in refused}
 
 
 def _extremes(model: Model, dataset: Dataset, truncate: bool) -> tuple[Encoding, Encoding]:
@@ -299,14 +319,6 @@ def _extremes(model: Model, dataset: Dataset, truncate: bool) -> tuple[Encoding,
         raise refused
 
     return first(order), first(order[::-1])
-
-
-def _any_result(found: Findings) -> None:
-    """Raise if nothing came of a run."""
-    if not found.examples:
-        raise InputError(
-            "every text failed", got=found.failures[0][2] if found.failures else "no text"
-        )
 
 
 def _identity(model: Model, dataset: Dataset, design: Design) -> dict[str, Any]:

@@ -15,20 +15,23 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+import xattn
 from xattn import files
 from xattn.errors import InputError
 from xattn.evaluation.block import Block, Findings, Known, Worth
 from xattn.evaluation.design import Design
 from xattn.types import Attribution
 
-RECORD, SHARDS, CONTENT = "run.json", "shards", "unit.json"
+RECORD, STUDY, SHARDS, CONTENT = "run.json", "study.yaml", "shards", "unit.json"
 TABLES: Mapping[str, Mapping[str, pa.DataType]] = {
     "examples": {"text": pa.int64(), "aim": pa.int64(), "target": pa.string(),
                  "prediction": pa.string(), "probability": pa.float64()},
@@ -76,6 +79,8 @@ class Store:
         What all units have in common, as plain values: model, data, parameters, code.
     resume : bool
         Go on with a run that is there, instead of starting anew.
+    texts : mapping of str to str
+        Further files by name, which are written when a run is begun.
 
     Raises
     ------
@@ -84,14 +89,22 @@ class Store:
         named.
     """
 
-    def __init__(self, directory: Path, identity: Mapping[str, Any], *, resume: bool) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        identity: Mapping[str, Any],
+        *,
+        resume: bool,
+        texts: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.shards = directory / SHARDS
         record = directory / RECORD
         if resume and record.exists():
             _same(directory, _read(record), json.loads(_plain(identity)))
         else:
             shutil.rmtree(self.shards, ignore_errors=True)
-            files.write_text(record, _plain(identity))
+            for name, text in {**texts, RECORD: _plain(identity)}.items():
+                files.write_text(directory / name, text)
         try:
             self.shards.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -99,12 +112,15 @@ class Store:
         for left in self.shards.glob(".*"):  # of a run that was killed
             shutil.rmtree(left, ignore_errors=True)
 
-    def units(self) -> Iterator[tuple[Unit, Path]]:
-        """Yield what is there, in the order of the texts."""
-        for path in sorted(self.shards.glob("[0-9]*")):
+    def units(self, block: Block | None = None) -> Iterator[tuple[Unit, Path]]:
+        """Yield what is there, of one block or of all, in the order of the texts."""
+        pattern = "[0-9]*" if block is None else f"{block.first:08d}-*"
+        for path in sorted(self.shards.glob(pattern)):
             content = _read(path / CONTENT)
             lists = {k: tuple(content[k]) for k in ("methods", "operators", "metrics")}
-            yield Unit(content["first"], content["count"], **lists), path
+            unit = Unit(content["first"], content["count"], **lists)
+            if block is None or unit.count == len(block):
+                yield unit, path
 
     def missing(self, block: Block, design: Design) -> list[Design]:
         """Return what is still to be measured of a block: methods that lack the same go together.
@@ -116,9 +132,8 @@ class Store:
             What shall be there in the end.
         """
         there: set[Cell] = set()
-        for unit, _ in self.units():
-            if (unit.first, unit.count) == (block.first, len(block)):
-                there |= unit.cells()
+        for unit, _ in self.units(block):
+            there |= unit.cells()
         parts: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
         for method in design.methods:
             for operator in design.operators:
@@ -137,9 +152,7 @@ class Store:
     def known(self, block: Block) -> Known:
         """Return the explanations and the worths of a block that are there."""
         attributions, tables = {}, defaultdict[Worth, dict[bytes, float]](dict)
-        for unit, path in self.units():
-            if (unit.first, unit.count) != (block.first, len(block)):
-                continue
+        for _, path in self.units(block):
             for text, aim, item in _attributions(path):
                 attributions[text, aim, item.method] = item
             for *key, coalitions, values in _rows(path, "worths"):
@@ -229,10 +242,9 @@ def unpacked(row: dict[str, Any]) -> Attribution:
     )
 
 
+@cache
 def code() -> str:
     """Return a digest of the source of xattn, its methods and metrics among it."""
-    import xattn
-
     digest = hashlib.sha256()
     [root] = xattn.__path__
     for folder, _, names in sorted(os.walk(root, followlinks=True)):

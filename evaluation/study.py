@@ -11,7 +11,7 @@ A study is written into every run's folder, and reproduces it::
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -24,10 +24,9 @@ from xattn.errors import InputError, UnknownNameError
 from xattn.evaluation.comparison import Comparison
 from xattn.evaluation.design import YARDSTICKS
 from xattn.evaluation.runner import Progress, compare
+from xattn.evaluation.store import STUDY
 from xattn.model import Model, load
 from xattn.types import Quantity, Unit
-
-FILE = "study.yaml"
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Study:
 
     Examples
     --------
-    >>> Study(methods=("rollout",), limit=2).run(operators=("delete",))
+    >>> Study(methods=("rollout",), operators=("delete",), limit=2).run()
     Comparison(2 texts: rollout, random, oracle)
     """
 
@@ -91,19 +90,18 @@ class Study:
             values[name] = _of_kind(f"{name} in {path}", value, hints[name])
         return cls(**values)
 
-    def write(self, path: Path) -> None:
-        """Write the study as YAML; files that it names get their whole path."""
-        text = yaml.safe_dump(_listed(asdict(self.rooted())), sort_keys=False, allow_unicode=True)
-        files.write_text(path, text)
+    def text(self) -> str:
+        """Return the study as YAML; files that it names get their whole path."""
+        values = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self.rooted()).items()
+            if value is not None
+        }
+        return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
     def rooted(self) -> Study:
         """Return the same study with whole paths, so that it can be run from another folder."""
-        named = {
-            name: str(Path(value).resolve())
-            for name in ("model", "data")
-            if (value := getattr(self, name)) is not None and Path(value).exists()
-        }
-        return replace(self, **named)  # type: ignore[arg-type]
+        return replace(self, model=_rooted(self.model), data=_rooted(self.data))
 
     def load_model(self) -> Model:
         """Load the model."""
@@ -141,33 +139,24 @@ class Study:
         self,
         directory: str | Path | None = None,
         *,
-        operators: Sequence[str] | None = None,
         resume: bool = False,
         jobs: int = 1,
         progress: Progress | None = None,
         command: str = "",
-        before: Callable[[Model, Dataset], None] | None = None,
     ) -> Comparison:
         """Load everything and compare.
 
         Parameters
         ----------
         directory, resume, jobs, progress, command
-            As in `compare`. The study is written into the directory, with the methods and metrics
-            that it came down to.
-        operators : sequence of str, optional
-            In place of the study's own.
-        before : callable, optional
-            Called with the model and the texts before anything is computed.
+            As in `compare`. The study is kept in the directory, in the end with the methods,
+            metrics and operators that it came down to.
         """
-        dataset, model = self.load_dataset(), self.load_model()
-        if before is not None:
-            before(model, dataset)
         result = compare(
-            model,
-            dataset,
+            self.load_model(),
+            self.load_dataset(),
             self.methods,
-            self.operators if operators is None else operators,
+            self.operators,
             metrics=self.metrics,
             unit=self.unit,
             quantity=self.quantity,
@@ -182,14 +171,23 @@ class Study:
             loader=self.load_model if jobs > 1 else None,
             progress=progress,
             command=command,
+            study=self.text(),
         )
         if directory is not None:
             known = result.provenance
-            names = tuple(name for name in known["methods"] if name not in YARDSTICKS)
-            told = replace(self, methods=names, metrics=tuple(known["design"]["metrics"]),
-                           operators=tuple(known["operators"]))  # fmt: skip
-            told.write(Path(directory) / FILE)
+            told = replace(
+                self,
+                methods=tuple(name for name in known["methods"] if name not in YARDSTICKS),
+                metrics=tuple(known["design"]["metrics"]),
+                operators=tuple(known["operators"]),
+            )
+            files.write_text(Path(directory) / STUDY, told.text())
         return result
+
+
+def _rooted(name: str | None) -> str | None:
+    """Return the whole path of what exists here; anything else is a name on the Hub."""
+    return str(Path(name).resolve()) if name is not None and Path(name).exists() else name
 
 
 def _of_kind(name: str, value: Any, hint: Any) -> Any:
@@ -207,11 +205,3 @@ def _of_kind(name: str, value: Any, hint: Any) -> Any:
         return value
     kinds = [getattr(kind, "__name__", str(kind)) for kind in allowed if kind is not type(None)]
     raise InputError(name, got=repr(value), expected=" or ".join(kinds).replace("tuple", "a list"))
-
-
-def _listed(values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in values.items()
-        if value is not None
-    }

@@ -14,7 +14,7 @@ from torch import Tensor
 import xattn
 from xattn.errors import InputError, ModelError, UnknownNameError, XattnWarning
 from xattn.model import Model
-from xattn.registry import Registry
+from xattn.registry import Declaration, Registry
 from xattn.testing import TEXTS
 from xattn.types import Batch, Target
 
@@ -111,7 +111,7 @@ def test_unknown_method_lists_the_known(demo: Model) -> None:
 
 
 def returning(value: Callable[[Batch], Tensor]) -> object:
-    @Registry("xattn.methods", "method").register(
+    @Registry("xattn.methods", "method").registering(Declaration)(
         "nonsense", signed=True, total="free", citation="none"
     )
     @dataclass(frozen=True)

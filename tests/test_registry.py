@@ -12,7 +12,7 @@ import pytest
 
 from xattn.errors import InputError, UnknownNameError, XattnError
 from xattn.methods.rollout import Rollout
-from xattn.registry import Registry, defaults
+from xattn.registry import Declaration, Registry, defaults
 from xattn.registry import methods as registry
 
 
@@ -47,7 +47,7 @@ def test_a_name_is_taken_once() -> None:
     mine = Registry("xattn.methods", "method")
 
     def add() -> None:
-        @mine.register("same", signed=True, total="free", citation="none")
+        @mine.registering(Declaration)("same", signed=True, total="free", citation="none")
         @dataclass(frozen=True)
         class Same:
             pass
@@ -76,7 +76,7 @@ def test_a_class_that_is_no_dataclass_is_refused() -> None:
     class Plain:
         pass
 
-    add = Registry("xattn.methods", "method").register(
+    add = Registry("xattn.methods", "method").registering(Declaration)(
         "plain", signed=True, total="free", citation="none"
     )
     with pytest.raises(XattnError, match="'plain' is not a dataclass"):

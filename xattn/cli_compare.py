@@ -17,7 +17,8 @@ from xattn.application import command
 from xattn.errors import InputError
 from xattn.evaluation import Comparison, metrics
 from xattn.evaluation.comparison import load as load_comparison
-from xattn.evaluation.study import FILE, Study
+from xattn.evaluation.store import STUDY
+from xattn.evaluation.study import Study
 from xattn.explanations import DEFAULT_METHODS, expanded
 from xattn.options import (
     AtOption,
@@ -94,7 +95,9 @@ def compare_command(
     ] = "token",
     quantity: Annotated[
         str,
-        typer.Option("--quantity", help="What is watched: probability, logit, log_probability."),
+        typer.Option(
+            "--quantity", help="What is watched: probability, logit, log_probability, lead."
+        ),
     ] = "probability",
     model: ModelOption = None,
     task: TaskOption = None,
@@ -131,14 +134,14 @@ def compare_command(
     debug: DebugOption = False,
 ) -> None:
     """Compare methods by what happens when words go, on a data set, and write a report."""
-    one_of("--unit", unit, get_args(Unit)[:3])
-    one_of("--quantity", quantity, get_args(Quantity)[:3])
+    one_of("--unit", unit, ("token", "word", "sentence"))
+    one_of("--quantity", quantity, get_args(Quantity))
     if add_method or add_metric:
         if directory is None:
             raise InputError("no run to add to", expected="its folder: --add-method NAME DIRECTORY")
         more = chosen_methods(add_method, ()), _names(add_metric) or ()
         _check(*more)
-        chosen = Study.read(directory / FILE).adding(*more)
+        chosen = Study.read(directory / STUDY).adding(*more)
         out, resume = directory, True
     elif directory is not None:
         raise InputError("a folder", got=str(directory), expected="--add-method, or --out FOLDER")

@@ -117,7 +117,8 @@ def explain(
     at : str or int, optional
         Where the prediction is read; see `Model.aims`. A text that is asked at several places has
         an explanation for each.
-    quantity : {"logit", "log_probability", "probability"}
+    quantity : {"logit", "log_probability", "probability", "lead"}
+        The last is by how much the class's logit leads before all others.
     unit : {"token", "word", "sentence"} or sequence of (int, int)
         What gets a score; or spans of characters, beside which tokens stay alone. Methods that
         remove parts of the text remove whole units; the scores of the others are summed.

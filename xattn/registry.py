@@ -24,8 +24,10 @@ from typing import (
     TYPE_CHECKING,
     Any,
     ClassVar,
+    Concatenate,
     Generic,
     Literal,
+    ParamSpec,
     Protocol,
     TypeVar,
     get_args,
@@ -83,6 +85,7 @@ class Completeness(Method, Protocol):
 
 Class = TypeVar("Class", bound=type)
 Plugin = TypeVar("Plugin")
+Declared = ParamSpec("Declared")
 
 
 class Registry(Generic[Plugin]):
@@ -94,33 +97,33 @@ class Registry(Generic[Plugin]):
         The entry-point group under which others offer their plug-ins.
     kind : str
         What a plug-in is called in messages.
-    declare : callable
-        Makes a plug-in's declaration of what it is registered with.
     package : str, optional
         The package that holds the built-in plug-ins; called as the group by default.
     """
 
-    def __init__(
-        self,
-        group: str,
-        kind: str,
-        declare: Callable[..., Any] = Declaration,
-        package: str | None = None,
-    ) -> None:
+    def __init__(self, group: str, kind: str, package: str | None = None) -> None:
         self.group, self.kind, self.package = group, kind, package or group
-        self._declare = declare
         self._classes: dict[str, type[Plugin]] = {}
         self._broken: dict[str, str] = {}
         self._discovered = False
 
-    def register(self, name: str, **declared: Any) -> Callable[[Class], Class]:
-        """Return a class decorator that adds the class under `name` with its declaration.
+    def registering(
+        self, declare: Callable[Declared, Any]
+    ) -> Callable[Concatenate[str, Declared], Callable[[Class], Class]]:
+        """Return ``register(name, ...)``, which takes what `declare` takes beside the name.
 
-        Raises
-        ------
-        XattnError
-            If another object already has that name.
+        That returns a class decorator, which adds the class under the name with its declaration.
         """
+
+        def register(
+            name: str, /, *args: Declared.args, **declared: Declared.kwargs
+        ) -> Callable[[Class], Class]:
+            return self._adding(name, declare(*args, **declared))
+
+        return register
+
+    def _adding(self, name: str, declaration: Any) -> Callable[[Class], Class]:
+        """Return a class decorator; it raises `XattnError` if another object has the name."""
 
         def add(cls: Class) -> Class:
             # a plug-in that is none would break whatever lists the fields of all
@@ -139,7 +142,7 @@ class Registry(Generic[Plugin]):
                     remedy="register one of them under another name",
                 )
             cls.name = name  # type: ignore[attr-defined]
-            cls.declaration = self._declare(**declared)  # type: ignore[attr-defined]
+            cls.declaration = declaration  # type: ignore[attr-defined]
             self._classes[name] = cls
             return cls
 
@@ -236,18 +239,4 @@ def defaults(cls: type[Any]) -> dict[str, Any]:
 
 
 methods: Registry[Method] = Registry("xattn.methods", "method")
-
-
-def register(
-    name: str,
-    *,
-    signed: bool,
-    total: Total,
-    needs: Collection[Need] = (),
-    citation: str,
-    units: int | None = None,
-) -> Callable[[Class], Class]:
-    """Return a class decorator that registers a method; see `Declaration`."""
-    return methods.register(
-        name, signed=signed, total=total, needs=needs, citation=citation, units=units
-    )
+register = methods.registering(Declaration)

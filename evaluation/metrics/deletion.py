@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xattn.evaluation.case import Case, Ordering
+from xattn.evaluation.case import Case, Ordering, gone
 from xattn.evaluation.metric import register
 from xattn.model.game import Plan
-from xattn.types import Curve, Floats, Ints
+from xattn.types import Curve, Ints
 
 SAMEK = "Samek et al. 2017, Evaluating the Visualization of What a Deep Neural Network Has Learned"
 RISE = "Petsiuk et al. 2018, RISE: Randomized Input Sampling for Explanation of Black-box Models"
@@ -40,21 +40,21 @@ def steps(n: int) -> Ints:
     return np.rint(np.linspace(0, n, max(1, min(n, STEPS)) + 1)).astype(np.int64)
 
 
+def along(order: Ints) -> Plan[Curve]:
+    """Return the deletion curve of units that go in an order, ``[player]``."""
+    counts = steps(len(order))
+    shares = counts / counts[-1] if counts[-1] else np.array([0.0, 1.0])
+    return Curve(shares, (yield gone(order, counts)))
+
+
 def morf(case: Case, ordering: Ordering = "signed") -> Plan[Curve]:
     """Return the deletion curve, most relevant units first."""
-    counts = steps(len(case))
-    return Curve(_shares(counts), (yield case.without(counts, ordering)))
+    return along(case.order(ordering))
 
 
 def lerf(case: Case, ordering: Ordering = "signed") -> Plan[Curve]:
     """Return the deletion curve, least relevant units first: read backwards, that of insertion."""
-    counts = steps(len(case))
-    return Curve(_shares(counts), (yield case.only(len(case) - counts, ordering)))
-
-
-def _shares(counts: Ints) -> Floats:
-    shares: Floats = counts / counts[-1] if counts[-1] else np.array([0.0, 1.0])
-    return shares
+    return along(case.reverse(ordering))
 
 
 @register(
@@ -189,12 +189,8 @@ class NormalisedAopc:
     def __call__(self, case: Case) -> Plan[float]:
         """Return the share."""
         assert case.bounds is not None
-        y = yield from morf(case, self.ordering)
-        areas = []
-        for order in case.bounds:
-            worst = Case(case.game, case.scores, own=type(case.bounds)(order, order))
-            areas.append((yield from morf(worst)).area)
-        best, worst_area = areas
-        if worst_area - best < 1e-9:
-            return float("nan")
-        return float((worst_area - y.area) / (worst_area - best))
+        own = yield from morf(case, self.ordering)
+        best = yield from along(case.bounds.least)
+        worst = yield from along(case.bounds.most)
+        room = worst.area - best.area
+        return float((worst.area - own.area) / room) if room >= 1e-9 else float("nan")

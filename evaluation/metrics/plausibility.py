@@ -5,7 +5,9 @@ Plausible is not faithful: a model may well have used something else.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from sklearn.metrics import average_precision_score
@@ -17,13 +19,25 @@ from xattn.evaluation.metrics.eraser import ERASER
 from xattn.types import Bools
 
 POINTING = "Zhang et al. 2018, Top-down Neural Attention by Excitation Backprop (IJCV)"
-MASS = "Arras et al. 2022, CLEVR-XAI: A Benchmark Dataset for the Ground Truth Evaluation of Neural Network Explanations"  # noqa: E501
+MASS = (
+    "Arras et al. 2022, CLEVR-XAI: A Benchmark Dataset for the Ground Truth Evaluation of Neural "
+    "Network Explanations"
+)
 
 
-def _evidence(case: Case) -> Bools | None:
-    """Return what is decisive; None where nobody said, or all or nothing is."""
-    marked = case.rationale
-    return None if marked is None or marked.all() or not marked.any() else marked
+class Evidence:
+    """What these metrics share: without evidence they are not defined."""
+
+    def __call__(self, case: Case) -> float:
+        """Return the value; nan where nobody said what is decisive, or all or nothing is."""
+        marked = case.rationale
+        if marked is None or marked.all() or not marked.any():
+            return float("nan")
+        return float(self.judged(case, marked))
+
+    @abstractmethod
+    def judged(self, case: Case, marked: Bools) -> float:
+        """Return the value, given which units are decisive, ``[player]``."""
 
 
 def _top(case: Case, count: int, ordering: Ordering) -> Bools:
@@ -43,16 +57,13 @@ def _top(case: Case, count: int, ordering: Ordering) -> Bools:
     needs={"rationale"},
 )
 @dataclass(frozen=True)
-class Auprc:
+class Auprc(Evidence):
     """Area under the precision-recall curve of the scores as a detector of marked units."""
 
     ordering: Ordering = "signed"
 
-    def __call__(self, case: Case) -> float:
-        """Return the area; nan without a rationale."""
-        marked = _evidence(case)
-        if marked is None:
-            return float("nan")
+    def judged(self, case: Case, marked: Bools) -> float:
+        """Return the area."""
         return float(average_precision_score(marked, case.relevance(self.ordering)))
 
 
@@ -67,7 +78,7 @@ class Auprc:
     needs={"rationale"},
 )
 @dataclass(frozen=True)
-class TokenF1:
+class TokenF1(Evidence):
     """F1 of the top units against the marked ones; as many are taken as are marked.
 
     Precision, recall and F1 are then one number, and no threshold differs between methods.
@@ -75,11 +86,8 @@ class TokenF1:
 
     ordering: Ordering = "signed"
 
-    def __call__(self, case: Case) -> float:
-        """Return the share; nan without a rationale."""
-        marked = _evidence(case)
-        if marked is None:
-            return float("nan")
+    def judged(self, case: Case, marked: Bools) -> float:
+        """Return the share."""
         return float(marked[_top(case, int(marked.sum()), self.ordering)].mean())
 
 
@@ -94,7 +102,7 @@ class TokenF1:
     needs={"rationale"},
 )
 @dataclass(frozen=True)
-class IouF1:
+class IouF1(Evidence):
     """F1 of passages (runs of units): one is found if intersection over union is over one half.
 
     DeYoung et al. 2020, section 4.2; as many units are taken as are marked.
@@ -103,11 +111,8 @@ class IouF1:
     threshold: float = 0.5
     ordering: Ordering = "signed"
 
-    def __call__(self, case: Case) -> float:
-        """Return F1; nan without a rationale."""
-        marked = _evidence(case)
-        if marked is None:
-            return float("nan")
+    def judged(self, case: Case, marked: Bools) -> float:
+        """Return F1."""
         truth = runs(marked)
         found = runs(_top(case, int(marked.sum()), self.ordering))
         hits = [any(_overlap(a, b) >= self.threshold for b in truth) for a in found]
@@ -144,15 +149,14 @@ def _overlap(one: frozenset[int], other: frozenset[int]) -> float:
     needs={"rationale"},
 )
 @dataclass(frozen=True)
-class Pointing:
+class Pointing(Evidence):
     """1 if the unit with the highest score is marked, else 0."""
 
     ordering: Ordering = "signed"
 
-    def __call__(self, case: Case) -> float:
-        """Return 0 or 1; nan without a rationale."""
-        marked = _evidence(case)
-        return float("nan") if marked is None else float(marked[case.order(self.ordering)[0]])
+    def judged(self, case: Case, marked: Bools) -> float:
+        """Return 0 or 1."""
+        return float(marked[case.order(self.ordering)[0]])
 
 
 @register(
@@ -166,23 +170,18 @@ class Pointing:
     needs={"rationale"},
 )
 @dataclass(frozen=True)
-class EvidenceMass:
+class EvidenceMass(Evidence):
     """Share of the positive (or absolute) scores that marked units have (Arras et al. 2022, eq. 8).
 
     Nan where no score is above 0.
     """
 
-    ordering: Ordering = "positive"
+    ordering: Literal["positive", "absolute"] = "positive"
 
-    def __call__(self, case: Case) -> float:
-        """Return the share; nan without a rationale."""
-        marked = _evidence(case)
-        if self.ordering == "signed":
-            raise InputError(
-                "ordering of evidence_mass", got="signed", expected="positive, absolute"
-            )
+    def judged(self, case: Case, marked: Bools) -> float:
+        """Return the share."""
         relevance = case.relevance(self.ordering)
-        if marked is None or relevance.sum() <= 0:
+        if relevance.sum() <= 0:
             return float("nan")
         return float(relevance[marked].sum() / relevance.sum())
 
@@ -198,7 +197,7 @@ class EvidenceMass:
     needs={"rationale"},
 )
 @dataclass(frozen=True)
-class RecallAtK:
+class RecallAtK(Evidence):
     """Share of the marked units among the `k` with the highest scores."""
 
     k: int = 5
@@ -208,9 +207,6 @@ class RecallAtK:
         if self.k < 1:
             raise InputError("k of recall_at_k", got=repr(self.k), expected="1 or more")
 
-    def __call__(self, case: Case) -> float:
-        """Return the share; nan without a rationale."""
-        marked = _evidence(case)
-        if marked is None:
-            return float("nan")
+    def judged(self, case: Case, marked: Bools) -> float:
+        """Return the share."""
         return float((marked & _top(case, self.k, self.ordering)).sum() / marked.sum())

@@ -12,7 +12,10 @@ from xattn.evaluation.metric import register
 from xattn.model.game import Plan
 from xattn.types import Floats
 
-ZHAO = "Zhao & Aletras 2023, Incorporating Attribution Importance for Improving Faithfulness Metrics (ACL)"  # noqa: E501
+ZHAO = (
+    "Zhao & Aletras 2023, Incorporating Attribution Importance for Improving Faithfulness Metrics "
+    "(ACL)"
+)
 
 
 def _check(name: str, value: int) -> None:

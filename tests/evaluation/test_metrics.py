@@ -352,6 +352,7 @@ def test_a_metric_of_ones_own(toy, encoded, played):
     ("infidelity:samples=1", "samples of infidelity: got 1, expected 2 or more"),
     ("soft_sufficiency:share=1.0", "share of soft_sufficiency: got 1.0"),
     ("recall_at_k:k=0", "k of recall_at_k: got 0"),
+    ("evidence_mass:ordering=signed", "ordering of evidence_mass: got 'signed'"),
     ("area", "unknown metric: got 'area'"),
 ])  # fmt: skip
 def test_options_that_make_no_sense(spec, message):

@@ -17,10 +17,11 @@ import torch
 
 import xattn
 from xattn.data import Dataset
-from xattn.errors import InputError, UnknownNameError
-from xattn.evaluation import Comparison, Scorer, Study, compare, load
+from xattn.errors import InputError, UnknownNameError, XattnWarning
+from xattn.evaluation import Comparison, Design, Scorer, Study, compare, load
 from xattn.evaluation.store import SHARDS
 from xattn.model import Model
+from xattn.registry import methods as registry
 
 METRICS = ["abpc", "normalised_aopc", "gini"]
 TEXTS = [
@@ -178,6 +179,50 @@ def test_a_method_that_fails_on_a_text_is_told(demo: Model) -> None:
     assert not np.isnan(table.loc[1, "rollout"])
 
 
+def test_a_plugin_that_breaks_is_told_and_the_others_go_on(
+    demo: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    occlusion = registry.get("occlusion")
+    attribute = occlusion.__call__
+
+    def breaks(self: Any, model: Model, batch: Any, target: Any) -> Any:
+        if any("lot" in encoding.text for encoding in batch.encodings):
+            raise RuntimeError("a shape that does not fit")
+        return attribute(self, model, batch, target)
+
+    monkeypatch.setattr(occlusion, "__call__", breaks)
+    found = small(demo, None, "occlusion")
+    [failure] = found.failures.itertuples()
+    assert (failure.id, failure.method) == ("n2", "occlusion")
+    assert failure.error == "RuntimeError: a shape that does not fit"
+    assert found.table("delete", "abpc")["rollout"].notna().all()
+    assert (
+        found.table("delete", "abpc")["occlusion"].isna().tolist()
+        == [False] * 2 + [True] + [False] * 3
+    )
+
+
+def test_a_text_measured_in_two_parts_is_told_once(demo: Model) -> None:
+    from xattn.evaluation.block import Findings
+    from xattn.evaluation.comparison import assembled
+
+    found = Findings()
+    for probability in (0.9, 0.9000001):  # another batch, another last digit
+        found.examples.append((0, 0, "probability of good", "good", probability))
+    design = Design.of(["rollout"], ["gini"], ["delete"])
+    result = assembled(found, dataset_of(["A dull film."]), design, demo.labels, {"seed": 0})
+    assert result.examples["probability"].tolist() == [0.9]
+
+
+def test_what_is_refused_is_left_out_under_its_own_name(demo: Model) -> None:
+    methods = ["all", "exact_shapley:operator=mask"]
+    data = dataset_of(["A film that is, all things considered, a little too long for its story."])
+    with pytest.warns(XattnWarning, match="exact_shapley is left out"):
+        found = compare(demo, data, methods, ["delete"], metrics=["gini"])
+    assert set(found.provenance["refused"]) == {"exact_shapley", "exact_shapley:operator=mask"}
+    assert not len(found.failures)
+
+
 def test_memory_that_runs_out_halves_the_batch(
     demo: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,6 +256,7 @@ def test_processes_share_the_work(demo: Model, tmp_path: Path) -> None:
     ("bert", "tag", None, "each"),
     ("t5", "generate", (" sat there", " lay"), "whole"),
     ("bert", "fill", None, None),
+    ("bert", "answer", ("The film is dull.", "It was long."), "span"),
 ])  # fmt: skip
 def test_every_task_is_compared(
     family: str, task: str, pairs: Any, at: Any, tiny_of: Any, tmp_path: Path
@@ -250,6 +296,12 @@ def test_a_study_reproduces_its_run(demo: Model, tmp_path: Path) -> None:
     first = study.run(tmp_path / "one")
     told = Study.read(tmp_path / "one" / "study.yaml")
     assert told == study
+    begun: list[Study] = []  # it is there from the beginning, for a run that is killed
+    study.run(
+        tmp_path / "begun",
+        progress=lambda *_: begun.append(Study.read(tmp_path / "begun" / "study.yaml")),
+    )
+    assert begun[0] == study
     same(first, told.run(tmp_path / "two"))
     same(first, told.run(tmp_path / "one", resume=True))
 

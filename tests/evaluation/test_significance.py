@@ -116,15 +116,17 @@ def test_concordance_by_hand():
 
 def test_agreement(comparison_of):
     scores = {"a": [3.0, 2.0, 1.0, 0.0], "b": [3.0, 2.0, 0.0, 1.0], "c": [0.0] * 4}
-    explained = {name: [comparison_of(values)] * 5 for name, values in scores.items()}
-    table = agreement(explained, k=2).set_index(["first", "second"])
+    texts = [{name: comparison_of(values) for name, values in scores.items()} for _ in range(5)]
+    del texts[4]["b"]  # a method that failed on a text
+    table = agreement(texts, k=2).set_index(["first", "second"])
     expected = kendalltau(scores["a"], scores["b"]).statistic
     assert table.loc[("a", "b"), "tau"] == pytest.approx(expected)
     assert table.loc[("a", "b"), "overlap"] == 1.0
+    assert table.loc[("a", "b"), "n"] == 4
     assert table.loc[("a", "c"), "n"] == 0
-    explained["b"] = explained["b"][:-1]
-    with pytest.raises(InputError, match="a and b do not explain the same texts"):
-        agreement(explained)
+    other = {"a": comparison_of([1.0, 2.0, 3.0]), "b": comparison_of([1.0, 2.0])}
+    with pytest.raises(InputError, match="a and b do not explain the same text 0"):
+        agreement([other])
     assert math.isnan(rank_correlation(np.ones(3), np.arange(3.0)))
     assert math.isnan(top_overlap(np.arange(2.0), np.arange(2.0), 2))
 
@@ -136,7 +138,8 @@ def comparison_of():
     def make(scores):
         count = len(scores)
         return Attribution(
-            text="a b c d", pair=None, tokens=tuple("abcd"), offsets=np.zeros((count, 2), int),
+            text="a b c d", pair=None, tokens=tuple("abcd")[:count],
+            offsets=np.zeros((count, 2), int),
             segments=np.zeros(count, int), word_ids=np.arange(count),
             scores=np.array(scores, dtype=np.float32), method="m", parameters={}, target="t",
             prediction="p", probability=0.5,

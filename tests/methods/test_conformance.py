@@ -11,7 +11,7 @@ from torch import Tensor
 
 from xattn import testing
 from xattn.model import Model
-from xattn.registry import Method, Registry
+from xattn.registry import Declaration, Method, Registry
 from xattn.registry import methods as registry
 from xattn.types import Batch, Target
 
@@ -48,7 +48,7 @@ def wrong(
     name: str, *, signed: bool = True, total: str = "free"
 ) -> Callable[[Callable[[Model, Batch], Tensor]], Method]:
     def make(function: Callable[[Model, Batch], Tensor]) -> Method:
-        @broken.register(name, signed=signed, total=total, citation="none")  # type: ignore[arg-type]
+        @broken.registering(Declaration)(name, signed=signed, total=total, citation="none")  # type: ignore[arg-type]
         @dataclass(frozen=True)
         class Broken:
             """A method that breaks a promise."""

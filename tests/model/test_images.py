@@ -30,7 +30,7 @@ from transformers import (
 )
 
 import xattn
-from xattn import testing
+from xattn import evaluation, testing
 from xattn.errors import AttentionError, InputError, ModelError
 from xattn.model import Model, Suppress, mark
 from xattn.model.entrances import grid
@@ -380,3 +380,8 @@ def test_the_patch_that_decides_is_found_first(trained: Model) -> None:
     # the class is read from.
     assert all(found["rollout"])
     assert np.mean(found["random"]) < 0.3
+
+
+def test_models_of_pictures_are_not_compared(vit: Model) -> None:
+    with pytest.raises(ModelError, match="pictures cannot be compared yet: got .* for image"):
+        evaluation.compare(vit, evaluation.load_dataset(limit=1), ["random"])

@@ -1,6 +1,6 @@
 import pytest
 
-from xattn.report.agreement import pairwise
+from xattn.evaluation.agreement import agreement_by_text
 from xattn.report.cautions import cautions, is_mark, relative_gap
 from xattn.report.ranking import ranking
 from xattn.report.series import by_text
@@ -26,7 +26,7 @@ def titles(comparison):
 def found(comparison):
     texts = by_text(comparison)
     places = ranking(comparison, "delete")
-    return cautions(comparison, "delete", places, texts, pairwise(texts))
+    return cautions(comparison, "delete", places, texts, agreement_by_text(texts))
 
 
 def test_nothing_is_said_where_all_is_well(planted):

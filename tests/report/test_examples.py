@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from xattn.report.agreement import pairwise
+from xattn.evaluation.agreement import agreement_by_text
 from xattn.report.examples import EACH, chosen, tokens
 from xattn.report.series import HUES, by_text, styles
 
@@ -29,7 +29,7 @@ def test_texts_are_chosen_by_the_stated_rule():
 
 def test_agreement_leaves_special_tokens_out(planted):
     texts = by_text(planted(flipped=("rollout",), top={"integrated_gradients": 0, "rollout": 7}))
-    assert pairwise(texts)["tau"].unique() == pytest.approx([-1.0])
+    assert agreement_by_text(texts)["tau"].unique() == pytest.approx([-1.0])
 
 
 def test_strips_show_the_text_as_it_was(planted):

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 from xattn.evaluation import Comparison
-from xattn.report.ranking import LEADING, Place
-from xattn.report.series import YARDSTICKS
+from xattn.evaluation.design import LEADING, YARDSTICKS
+from xattn.report.ranking import Place
 
 WIDTH = 920
 MARGIN = 230

@@ -6,10 +6,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from xattn.evaluation import Comparison, Interval, metrics
+from xattn.evaluation import Comparison, Interval
 from xattn.evaluation.comparison import declared
-from xattn.report.ranking import LEADING
-from xattn.report.series import YARDSTICKS
+from xattn.evaluation.design import LEADING, YARDSTICKS
 
 ARROWS = {True: "↑", False: "↓", None: ""}
 ALIKE = 0.9
@@ -50,8 +49,8 @@ class Stability:
 
 def metric_label(name: str) -> str:
     """Return what a metric is called, with its options."""
-    bare, colon, options = name.partition(":")
-    label = metrics.get(bare).declaration.label
+    _, colon, options = name.partition(":")
+    label = declared(name).label
     return f"{label} ({options})" if colon else label
 
 
@@ -70,14 +69,9 @@ def board(comparison: Comparison, operator: str, metric: str) -> Board:
     """Return the leaderboard of one metric, the best method first."""
     told = comparison.letters(operator, metric)
     rows = [
-        Standing(
-            str(row.method),
-            Interval(float(row.mean), float(row.low), float(row.high), int(row.n)),  # type: ignore[arg-type]
-            told.get(str(row.method), ""),
-            str(row.method) in YARDSTICKS,
-        )
-        for row in comparison.leaderboard(operator, metric).itertuples()
-        if not math.isnan(float(row.mean))  # type: ignore[arg-type]
+        Standing(method, found, told.get(method, ""), method in YARDSTICKS)
+        for method, found in comparison.intervals(operator, metric).items()
+        if found.n
     ]
     about = declared(metric)
     arrow = ARROWS[about.higher_is_better]

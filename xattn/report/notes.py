@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from xattn.evaluation import Comparison
+from xattn.evaluation.design import LEADING
 from xattn.evaluation.significance import LEVEL, Pair
 from xattn.report.answer import texts
 from xattn.report.measures import ALIKE, APART
-from xattn.report.ranking import LEADING, Place
+from xattn.report.ranking import Place
 
 SHOWN = 3
 """Pairs that are named."""

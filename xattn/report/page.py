@@ -16,24 +16,21 @@ from markupsafe import Markup
 
 from xattn import files
 from xattn.errors import XattnError
-from xattn.evaluation import Comparison, Interval, metrics
+from xattn.evaluation import Comparison, Interval
+from xattn.evaluation.agreement import agreement_by_text
+from xattn.evaluation.comparison import declared
+from xattn.evaluation.design import YARDSTICKS
 from xattn.registry import methods as registry
 from xattn.report import curves, diagrams, examples, measures
-from xattn.report.agreement import pairwise
 from xattn.report.answer import answer, number, texts
 from xattn.report.cautions import cautions
 from xattn.report.measures import metric_label
 from xattn.report.notes import notes
 from xattn.report.ranking import Place, ranking
-from xattn.report.series import YARDSTICKS, Style, by_text, contenders, operators, styles
+from xattn.report.series import Style, by_text, contenders, operators, styles
 
-COLUMNS = [
-    ("comprehensiveness", "Comprehensiveness"),
-    ("sufficiency", "Sufficiency"),
-    ("aopc_morf", "AOPC MoRF"),
-    ("aopc_lerf", "AOPC LeRF"),
-]
-"""The metrics beside ABPC, in the order of the table."""
+COLUMNS = ("comprehensiveness", "sufficiency", "aopc_morf", "aopc_lerf")
+"""The metrics beside the leading one, in the order of the table, where they were measured."""
 NOTES = {"random": "chance", "oracle": "greedy search"}
 
 
@@ -91,7 +88,7 @@ def render_report(comparison: Comparison) -> str:
     leading = views[0]
     order = [place.method for place in leading.places if not place.yardstick]
     attributions = by_text(comparison)
-    agreement = pairwise(attributions)
+    agreement = agreement_by_text(attributions)
     return (
         _environment()
         .get_template("report.html.j2")
@@ -106,7 +103,11 @@ def render_report(comparison: Comparison) -> str:
             pareto_height=diagrams.PARETO_HEIGHT,
             rank_top=diagrams.TOP,
             operators=views,
-            columns=[pair for pair in COLUMNS if pair[0] in leading.places[0].metrics],
+            columns=[
+                (name, metric_label(name), measures.ARROWS[declared(name).higher_is_better])
+                for name in COLUMNS
+                if name in leading.places[0].metrics
+            ],
             yardsticks=NOTES,
             styles=colours,
             width=curves.WIDTH,
@@ -288,11 +289,11 @@ def measured(value: float) -> str:
 def metric_terms(names: Iterable[str]) -> Iterator[dict[str, str]]:
     """Yield name, meaning with direction, and citation of each metric."""
     for name in names:
-        declared = metrics.get(name.partition(":")[0]).declaration
-        meaning = declared.meaning[:1].upper() + declared.meaning[1:]
+        about = declared(name)
+        meaning = about.meaning[:1].upper() + about.meaning[1:]
         direction = {True: "Higher is better", False: "Lower is better", None: "Neither is better"}
-        text = f"{meaning}. {direction[declared.higher_is_better]}."
-        yield {"name": metric_label(name), "text": text, "citation": declared.citation}
+        text = f"{meaning}. {direction[about.higher_is_better]}."
+        yield {"name": metric_label(name), "text": text, "citation": about.citation}
 
 
 def method_term(label: str) -> dict[str, str]:

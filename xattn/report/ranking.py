@@ -9,10 +9,8 @@ from typing import Literal
 import pandas as pd
 
 from xattn.evaluation import Comparison, Interval, paired_difference
-from xattn.report.series import YARDSTICKS, contenders
-
-LEADING = "abpc"
-"""The metric that decides the order: it needs no choice of a single fraction."""
+from xattn.evaluation.design import LEADING, YARDSTICKS
+from xattn.report.series import contenders
 
 Verdict = Literal["beats random", "not better than random", "worse than random", "yardstick"]
 
@@ -38,11 +36,10 @@ class Place:
 
 def ranking(comparison: Comparison, operator: str) -> list[Place]:
     """Return the methods and yardsticks from the most faithful to the least; NaN comes last."""
-    summary = comparison.summary()
     table: dict[str, dict[str, Interval]] = {}
-    for row in summary[summary["operator"] == operator].itertuples():
-        interval = Interval(float(row.mean), float(row.low), float(row.high), int(row.n))  # type: ignore[arg-type]
-        table.setdefault(str(row.method), {})[str(row.metric)] = interval
+    for metric in dict.fromkeys(comparison.scores["metric"]):
+        for method, found in comparison.intervals(operator, str(metric)).items():
+            table.setdefault(method, {})[str(metric)] = found
     judged = verdicts(comparison, operator)
     places = [Place(method, cells, judged[method]) for method, cells in table.items()]
     return sorted(places, key=lambda place: (math.isnan(place.area.mean), -place.area.mean))

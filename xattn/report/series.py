@@ -6,10 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from xattn.evaluation import Comparison
+from xattn.evaluation.design import YARDSTICKS
 from xattn.types import Attribution
 
-YARDSTICKS = ("random", "oracle")
-"""Rows that say what a method should beat and what it could reach at most."""
 HUES = 7
 """Colours in ``report.css``; more methods than that are told apart by their dashes."""
 DASHES = ("", "7 3", "2 3")
@@ -56,8 +55,7 @@ def by_text(comparison: Comparison) -> list[Mapping[str, Attribution]]:
 
     A method that failed on a text is missing there.
     """
-    found: list[dict[str, Attribution]] = [{} for _ in range(len(comparison.examples))]
-    for example, item in zip(comparison.cost["example"], comparison.attributions, strict=True):
-        if item.method not in YARDSTICKS:
-            found[int(example)][item.method] = item
-    return list(found)
+    return [
+        {name: item for name, item in explained.items() if name not in YARDSTICKS}
+        for explained in comparison.explained()
+    ]
