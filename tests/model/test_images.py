@@ -383,5 +383,5 @@ def test_the_patch_that_decides_is_found_first(trained: Model) -> None:
 
 
 def test_models_of_pictures_are_not_compared(vit: Model) -> None:
-    with pytest.raises(ModelError, match="pictures cannot be compared yet: got .* for image"):
+    with pytest.raises(ModelError, match=r"pictures cannot be compared yet: got .* for image"):
         evaluation.compare(vit, evaluation.load_dataset(limit=1), ["random"])

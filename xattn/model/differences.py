@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from xattn.errors import ModelError
-from xattn.model.rules import Function, Rules, following, held, valued
+from xattn.model.rules import ROUNDING, Function, Rules, following, held, valued
 from xattn.types import Batch, Target
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 SUMS = 0.02
 """Largest gap of DeepLIFT's scores, relative to the difference that they must sum to, or to a tenth
 of the sum of their absolute values where that is more."""
-ROUNDING = 8
-"""How many units in the last place of what was subtracted are put down to rounding."""
 
 
 class Differences(Rules):
@@ -46,6 +44,15 @@ class Differences(Rules):
         """Whether the second run has computed what the first did."""
         return self._place == len(self._tape)
 
+    @staticmethod
+    def parted(got: str) -> ModelError:
+        """Return the error of two runs that cannot be compared step by step."""
+        return ModelError(
+            "DeepLIFT compares two runs that went different ways",
+            got=got,
+            remedy="experts are chosen by the input: use integrated_gradients",
+        )
+
     def _before(self, *given: Tensor) -> tuple[Tensor, ...] | None:
         """Return what the same function was given in the baseline's run; None during that run."""
         if self._place is None:
@@ -54,11 +61,9 @@ class Differences(Rules):
             return None
         found = self._tape[self._place] if self._place < len(self._tape) else ()
         if [t.shape for t in found] != [t.shape for t in given]:
-            raise ModelError(
-                "DeepLIFT compares two runs that went different ways",
-                got=f"tensors of {[list(t.shape) for t in given]} for the text, "
-                f"{[list(t.shape) for t in found]} for the baseline",
-                remedy="experts are chosen by the input: use integrated_gradients",
+            raise self.parted(
+                f"tensors of {[list(t.shape) for t in given]} for the text, "
+                f"{[list(t.shape) for t in found]} for the baseline"
             )
         self._place += 1
         return found
@@ -204,6 +209,8 @@ def differences(model: Model, batch: Batch, target: Target, kind: str) -> tuple[
         rules.rewind()
         if embeddings is start:
             values[0] = values[0].detach()
+    if not rules.finished:
+        raise rules.parted("fewer steps for the text than for the baseline")
     before, value = values
     [gradient] = model.backward(value, [leaf])
     scores = ((actual - start).float() * gradient.float()).sum(-1)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from xattn.errors import InputError, ModelError
 from xattn.model.lrp import Gate, Part, Relevance
 from xattn.model.operations import plain_name
-from xattn.model.rules import COMPOSED, SOFTMAX, depends, following
+from xattn.model.rules import COMPOSED, ROUNDING, SOFTMAX, depends, following
 from xattn.types import Batch, Target
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 CLOSED = 1e-4
 """Largest gap of a ledger, relative to the score or the sum of its parts' absolute values."""
-ROUNDING = 8
-"""How many units in the last place of everything that was added up are put down to rounding."""
 # What is linear but for a constant: its value at 0.
 AFFINE = frozenset(
     {"add", "addbmm", "addmm", "baddbmm", "batch_norm", "cat", "concat", "concatenate", "conv1d",

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from xattn.model.adapter import Model
 
 Function = Callable[[Tensor], Tensor]
+ROUNDING = 8
+"""How many units in the last place of what was added up are put down to rounding."""
 PRODUCTS = frozenset({"mul", "multiply", "matmul", "bmm", "mm", "mv", "dot", "outer"})
 WEIGHTED = frozenset({"linear", "conv1d", "conv2d"})
 FUSED = frozenset({"addmm", "baddbmm", "addbmm"})
