@@ -206,9 +206,9 @@ def differences(model: Model, batch: Batch, target: Target, kind: str) -> tuple[
         with following(model, batch, leaf, rules):
             logits, asked = model.logits_for(batch.inputs, target)
             values.append(asked(logits))
-        rules.rewind()
         if embeddings is start:
             values[0] = values[0].detach()
+            rules.rewind()
     if not rules.finished:
         raise rules.parted("fewer steps for the text than for the baseline")
     before, value = values
