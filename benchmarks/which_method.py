@@ -18,7 +18,7 @@ import pandas as pd
 import xattn
 from xattn.data import load_dataset
 from xattn.evaluation import Comparison, interval, load, randomisation
-from xattn.evaluation.planted import Kind, accuracy, plant, train_planted
+from xattn.evaluation.truth.planted import Kind, accuracy, plant, train_planted
 from xattn.registry import methods as registry
 
 TEXTS = 40
@@ -66,7 +66,7 @@ def leaderboard(result: Comparison) -> None:
 
 def planted(names: Sequence[str]) -> None:
     print("\n## Planted words\n\nSmall models that have learnt texts whose class one word decides")
-    print(f"(`xattn.evaluation.planted`), {TEXTS} new texts: how often it has the highest score.\n")
+    print(f"(`xattn.evaluation.truth.planted`), {TEXTS} new texts: how often it scores highest.\n")
     print("| method | encoder | 95 % interval | decoder | 95 % interval |\n|---|---|---|---|---|")
     kinds: tuple[Kind, ...] = ("encoder", "decoder")
     found: dict[str, list[str]] = {name: [] for name in names}

@@ -23,6 +23,7 @@ from xattn.evaluation.metrics import deletion
 from xattn.explanations import explain_aims
 from xattn.model import Model
 from xattn.model.game import Game, Plan, Worths, games
+from xattn.model.operators import drawing_from, get_operator
 from xattn.model.scorer import Scorer
 from xattn.model.search import search
 from xattn.registry import Method
@@ -43,6 +44,8 @@ class Block:
     texts: tuple[str, ...]
     pairs: tuple[str, ...] | None = None
     rationales: tuple[tuple[Span, ...], ...] | None = None
+    pool: tuple[str, ...] = ()
+    """Texts of the whole data set, the same for all its blocks, to draw tokens from."""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -55,6 +58,7 @@ class Block:
             self.texts[part],
             None if self.pairs is None else self.pairs[part],
             None if self.rationales is None else self.rationales[part],
+            self.pool,
         )
 
 
@@ -309,9 +313,10 @@ class _Measuring:
         quantity: Quantity,
     ) -> list[Game]:
         found: list[Game] = []
+        removal = drawing_from(get_operator(operator), self.model, self.block.pool)
         for key, (encoding, aim) in zip(keys, cases, strict=True):
             batch = self.model.batch([encoding])  # alone: targets of one batch have one shape
-            [game] = games(self.model, batch, self.model.target_of([aim], quantity), operator)
+            [game] = games(self.model, batch, self.model.target_of([aim], quantity), removal)
             self.games[(*key, operator, quantity)] = game
             self.worths.recall(game, self.known.worths.get((*key, operator, quantity), {}))
             found.append(game)

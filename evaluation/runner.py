@@ -27,12 +27,14 @@ from xattn.evaluation.design import DEFAULT_METRICS, PLAUSIBLE, Design
 from xattn.evaluation.store import STUDY, Store, code
 from xattn.explanations import ALL, explain, parameters, refusals
 from xattn.model import Model
-from xattn.model.operators import get_operator
+from xattn.model.operators import drawing_from, get_operator
 from xattn.model.scorer import Scorer
 from xattn.types import Encoding, Quantity, Unit
 
 BLOCK, CHARACTERS = 64, 32_000
 """Most texts and most characters of a block."""
+POOL = 64
+"""Texts, evenly from the whole data set, from which removal by ``data`` draws tokens."""
 LIBRARIES = ("xattn", "torch", "transformers", "numpy", "scipy", "pandas")
 
 Progress = Callable[[int, int], None]
@@ -43,13 +45,21 @@ Loader = Callable[[], Model]
 def blocks(dataset: Dataset) -> list[Block]:
     """Split a data set into blocks; where they end depends on the texts alone."""
     found, start, size = [], 0, 0
-    whole = Block(0, dataset.texts, dataset.pairs, dataset.rationales)
+    pool = dataset.texts[:: max(1, len(dataset) // POOL)][:POOL]
+    whole = Block(0, dataset.texts, dataset.pairs, dataset.rationales, pool)
     for i, text in enumerate(dataset.texts):
         if i > start and (i - start == BLOCK or size + len(text) > CHARACTERS):
             found.append(whole[start:i])
             start, size = i, 0
         size += len(text)
     return [*found, whole[start:]] if len(whole) else found
+
+
+def default_operators(model: Model) -> tuple[str, ...]:
+    """Return two ways of removing that suit a model."""
+    if model.tokenizer is None:
+        return "mask", "blur"
+    return "delete", "attention-mask" if model.tokenizer.mask_token_id is None else "mask"
 
 
 def compare(
@@ -87,7 +97,8 @@ def compare(
         the yardsticks, are always added.
     operators : sequence of str, optional
         What removing a unit means; see `xattn.evaluation.OPERATORS`. By default ``delete`` and
-        ``mask``, or ``attention-mask`` where the tokenizer has no mask token.
+        ``mask``, or ``attention-mask`` where the tokenizer has no mask token; ``mask`` and ``blur``
+        for patches of pictures.
     metrics : sequence of str, optional
         Names, or names with options (``"abpc:ordering=absolute"``); see `xattn.evaluation.metrics`.
         By default `DEFAULT_METRICS`, and those of plausibility where the data set has rationales.
@@ -135,8 +146,8 @@ def compare(
     InputError
         For no operator, no text, another run in `directory`, or if all texts fail.
     ModelError
-        If the model reads pictures, predicts numbers of which a probability is asked, or cannot
-        serve a method.
+        If the model reads texts with pictures, predicts numbers of which a probability is asked,
+        or cannot serve a method.
 
     Examples
     --------
@@ -147,11 +158,11 @@ def compare(
     'oracle'
     """
     start, date = time.perf_counter(), datetime.now(UTC)
-    if model.task.name in ("image", "match"):
+    if model.task.name == "match":
         raise ModelError(
-            "pictures cannot be compared yet",
+            "texts with pictures cannot be compared",
             got=f"{model.name}, a model for {model.task.name}",
-            remedy="explain single pictures with explain (xattn explain)",
+            remedy="explain single ones with explain (xattn explain --picture)",
         )
     if model.link == "identity" and quantity != "logit":
         raise ModelError(
@@ -164,8 +175,7 @@ def compare(
     if jobs > 1 and loader is None:
         raise InputError("jobs", got=str(jobs), expected="1, or a loader of the model beside")
     if operators is None:
-        masks = model.tokenizer is None or model.tokenizer.mask_token_id is not None
-        operators = ("delete", "mask" if masks else "attention-mask")
+        operators = default_operators(model)
     if metrics is None:
         metrics = (*DEFAULT_METRICS, *(PLAUSIBLE if dataset.rationales is not None else ()))
     number = None if label is None else model.label_id(label)
@@ -298,7 +308,8 @@ def _tried(model: Model, dataset: Dataset, design: Design, every: bool) -> dict[
     if not every:
         explain(model, [shortest], list(built.values()), **asked)
     for operator in design.operators:
-        get_operator(operator)(model, longest.row, longest.special[None])
+        removal = drawing_from(get_operator(operator), model, dataset.texts[:1])
+        removal(model, longest.row, longest.special[None])
     return {name: refused[method] for name, method in built.items() if method in refused}
 
 

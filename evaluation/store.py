@@ -29,6 +29,7 @@ from xattn import files
 from xattn.errors import InputError
 from xattn.evaluation.block import Block, Findings, Known, Worth
 from xattn.evaluation.design import Design
+from xattn.picture import Picture, from_png, to_png
 from xattn.types import Attribution
 
 RECORD, STUDY, SHARDS, CONTENT = "run.json", "study.yaml", "shards", "unit.json"
@@ -223,12 +224,18 @@ def packed(attribution: Attribution) -> dict[str, Any]:
     """Return an explanation as a row of a table."""
     # parameters differ from method to method, which a table's columns cannot
     values = attribution.to_dict()
+    if attribution.picture is not None:
+        values["picture"]["png"] = to_png(attribution.picture.pixels)
     return {**values, "parameters": json.dumps(values["parameters"], default=str)}
 
 
 def unpacked(row: dict[str, Any]) -> Attribution:
     """Return the explanation that a row holds."""
     arrays = {name: np.array(row.pop(name), dtype=np.int64) for name in ("segments", "words")}
+    seen = row.pop("picture", None)
+    if seen is not None:
+        boxes = np.array(seen["boxes"], dtype=np.int64)
+        row["picture"] = Picture(from_png(seen["png"]), boxes, seen["name"])
     return Attribution(
         **{
             **row,

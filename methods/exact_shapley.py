@@ -60,7 +60,7 @@ class ExactShapley(Complete):
 
     Attributes
     ----------
-    operator : {"auto", "delete", "mask", "pad", "unknown", "attention-mask"}
+    operator : {"auto", "delete", "mask", "pad", "unknown", "attention-mask", ...}
         As in `occlusion`.
     """
 

@@ -125,7 +125,7 @@ class KernelShap(Complete):
     ----------
     samples : int
         Coalitions at most, beside the empty and the full one.
-    operator : {"auto", "delete", "mask", "pad", "unknown", "attention-mask"}
+    operator : {"auto", "delete", "mask", "pad", "unknown", "attention-mask", ...}
         As in `occlusion`.
     seed : int
         Together with the text it decides the draws.

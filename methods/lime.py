@@ -43,7 +43,7 @@ class Lime:
         Of the kernel, in hundredths of cosine distance; 25 is usual for texts.
     alpha : float
         Strength of the ridge.
-    operator : {"auto", "delete", "mask", "pad", "unknown", "attention-mask"}
+    operator : {"auto", "delete", "mask", "pad", "unknown", "attention-mask", ...}
         As in `occlusion`.
     seed : int
         Together with the text it decides the draws.

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
-from xattn.errors import InputError
 from xattn.model import Model
 from xattn.model.game import games, scattered, worth
-from xattn.model.operators import OPERATORS
+from xattn.model.operators import get_operator
 from xattn.model.scorer import Scorer
 from xattn.registry import register
 from xattn.types import Batch, Target
 
-Removal = Literal["auto", "delete", "mask", "pad", "unknown", "attention-mask"]
+Removal = str
+"""``auto``, or the name of an operator; see `xattn.model.operators.get_operator`."""
 
 
-def check_operator(method: str, operator: str) -> None:
-    """Raise `InputError` unless the operator exists."""
-    if operator not in ("auto", *OPERATORS):
-        known = ", ".join(("auto", *OPERATORS))
-        raise InputError(f"operator of {method}", got=repr(operator), expected=f"one of {known}")
+def check_operator(method: str, operator: Removal) -> None:
+    """Raise `UnknownNameError` unless the operator exists."""
+    if operator != "auto":
+        get_operator(operator)
 
 
 @register(
@@ -43,7 +41,7 @@ class Occlusion:
 
     Attributes
     ----------
-    operator : {"auto", "delete", "mask", "pad", "unknown", "attention-mask"}
+    operator : {"auto", "delete", "mask", "pad", "unknown", "attention-mask", ...}
         What going means: cut out, replaced by a token, or hidden from attention. ``auto`` is
         ``mask`` where the tokenizer has a mask token (or the input is a picture), else ``delete``.
     """

@@ -42,7 +42,7 @@ class Oracle:
         Most relevant first, or least relevant first: the order then keeps the target up, and who
         goes first gets the lowest rank.
     beam : int
-    operator : {"auto", "delete", "mask", "pad", "unknown", "attention-mask"}
+    operator : {"auto", "delete", "mask", "pad", "unknown", "attention-mask", ...}
         As in `occlusion`.
     """
 

@@ -90,7 +90,7 @@ class PartitionShap(Complete):
     ----------
     evaluations : int
         Coalitions at most. Owen values of n units are exact with about n² of them.
-    operator : {"auto", "delete", "mask", "pad", "unknown", "attention-mask"}
+    operator : {"auto", "delete", "mask", "pad", "unknown", "attention-mask", ...}
         As in `occlusion`.
     """
 

@@ -1,4 +1,4 @@
-"""The command line: explain, edit, maps, methods; and the commands of `xattn.cli_compare`."""
+"""The command line: explain, edit, maps, methods; and the commands of the other `cli` modules."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any, cast, get_args
 
 import typer
 
-from xattn import cli_compare, files
+from xattn import cli_bench, cli_compare, files
 from xattn.application import app, command
 from xattn.effects import effect
 from xattn.errors import InputError
@@ -55,7 +55,7 @@ from xattn.terminal import (
 )
 from xattn.types import Quantity, Unit
 
-__all__ = ["app", "cli_compare"]
+__all__ = ["app", "cli_bench", "cli_compare"]
 
 
 @command("explain")

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from xattn import files
 from xattn.application import command
 from xattn.errors import InputError
-from xattn.evaluation import Comparison, metrics
+from xattn.evaluation import OPERATORS, Comparison, metrics
 from xattn.evaluation.comparison import load as load_comparison
 from xattn.evaluation.store import STUDY
 from xattn.evaluation.study import Study
@@ -86,7 +86,7 @@ def compare_command(
         str | None,
         typer.Option(
             "--operators",
-            help="How tokens are removed: delete, mask, pad, unknown, attention-mask.",
+            help="How tokens are removed: " + ", ".join(OPERATORS) + ".",
             show_default="delete,mask",
         ),
     ] = None,

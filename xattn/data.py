@@ -9,6 +9,10 @@ texts: ``premise`` and ``hypothesis``, ``sentence1`` and ``sentence2``, ``questi
 ``labels``, ``class`` or ``sentiment``. ``rationale``, ``id`` and ``kind`` are read where they
 exist. A rationale says which characters of the text a person found decisive: ``12-19;30-40`` or
 a list of ``[start, end]``, the end not included.
+
+For models of pictures the text is the name of a file, in the column ``picture`` or ``image``,
+counted from the folder of the table. A folder of pictures is a data set, too; in folders within it
+the folder's name is the label.
 """
 
 from __future__ import annotations
@@ -31,6 +35,8 @@ Span = tuple[int, int]
 Label = str | int
 
 TEXT_COLUMNS = ("text", "sentence", "review", "content", "document")
+PICTURE_COLUMNS = ("picture", "image")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 PAIR_COLUMNS = (
     ("premise", "hypothesis"),
     ("sentence1", "sentence2"),
@@ -93,8 +99,9 @@ def load_dataset(
     Parameters
     ----------
     source : str or Path, optional
-        A ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet`` file, or the name of a data set on the
-        Hugging Face Hub, ``NAME`` or ``NAME:SPLIT``. By default the film reviews of xattn.
+        A ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet`` file, a folder of pictures, or the name of
+        a data set on the Hugging Face Hub, ``NAME`` or ``NAME:SPLIT``. By default the film reviews
+        of xattn.
     text_column, pair_column, label_column, rationale_column : str, optional
         Names of columns; guessed otherwise, see the head of this module. A pair is only guessed
         where the text is.
@@ -119,6 +126,8 @@ def load_dataset(
     text, pair, label = columns
     rationale = _named(name, list(frame.columns), rationale_column, ("rationale",))
     texts = _texts(name, frame, text)
+    if source is not None and text in PICTURE_COLUMNS:
+        texts = tuple(str(Path(source).expanduser().parent / file) for file in texts)
     return Dataset(
         name=name,
         texts=texts,
@@ -181,10 +190,12 @@ def _read(source: str | Path) -> tuple[str, pd.DataFrame, str]:
         return _read_hub(str(source))
     if not path.exists():
         raise InputError("no such file", got=str(source), remedy="check the name and the folder")
-    if suffix not in READERS or not path.is_file():
+    if path.is_dir():
+        return path.name, *_read_folder(path)
+    if suffix not in READERS:
         raise InputError(
             f"{source} is not a kind of file that can be read",
-            got="a folder" if path.is_dir() else repr(suffix) if suffix else "no suffix",
+            got=repr(suffix) if suffix else "no suffix",
             expected="one of " + ", ".join(READERS),
         )
     try:
@@ -201,6 +212,24 @@ def _read(source: str | Path) -> tuple[str, pd.DataFrame, str]:
             expected=f"a {suffix[1:]} file in UTF-8" if suffix != ".parquet" else "a parquet file",
         ) from error
     return path.stem, frame, fingerprint
+
+
+def _read_folder(folder: Path) -> tuple[pd.DataFrame, str]:
+    """Return a table of the pictures in a folder and in folders within it, and a fingerprint."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
+    if not files:
+        raise InputError(
+            f"the folder {folder} holds no picture", expected="files with " + ", ".join(PICTURES)
+        )
+    digest, inside = hashlib.sha256(), [path.relative_to(folder) for path in files]
+    for path, name in zip(files, inside, strict=True):
+        digest.update(str(name).encode() + path.read_bytes())
+    # a row's picture is counted from where the folder stands, like that of a table's row
+    columns = {"picture": [str(Path(folder.name) / name) for name in inside],
+               "id": [str(name) for name in inside]}  # fmt: skip
+    if all(len(name.parts) > 1 for name in inside):
+        columns["label"] = [name.parts[0] for name in inside]
+    return pd.DataFrame(columns), digest.hexdigest()
 
 
 def _read_hub(source: str) -> tuple[str, pd.DataFrame, str]:
@@ -245,7 +274,7 @@ def _choose(
     if text is None and pair is None:
         both = (p for p in PAIR_COLUMNS if p[0] in known and p[1] in known)
         text, chosen_pair = next(both, (None, None))
-    guesses = (*TEXT_COLUMNS, *(first for first, _ in PAIR_COLUMNS))
+    guesses = (*TEXT_COLUMNS, *PICTURE_COLUMNS, *(first for first, _ in PAIR_COLUMNS))
     chosen = _named(name, known, text, guesses)
     if chosen is None:
         raise InputError(

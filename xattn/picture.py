@@ -117,8 +117,18 @@ class Picture:
         return "pixelated" if max(self.size) < SHOWN else "auto"
 
 
-def _data(pixels: Pixels) -> str:
-    """Return pixels as a data URI."""
+def to_png(pixels: Pixels) -> bytes:
+    """Return pixels as a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
+
+
+def from_png(content: bytes) -> Pixels:
+    """Return the pixels of a PNG file in red, green and blue."""
+    return np.array(Image.open(io.BytesIO(content)).convert("RGB"))
+
+
+def _data(pixels: Pixels) -> str:
+    """Return pixels as a data URI."""
+    return "data:image/png;base64," + base64.b64encode(to_png(pixels)).decode()

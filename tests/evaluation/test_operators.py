@@ -2,11 +2,20 @@
 
 import numpy as np
 import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM
 
+import xattn
 from xattn.errors import InputError, UnknownNameError
-from xattn.evaluation import OPERATORS, get_operator
+from xattn.evaluation import OPERATORS, compare, get_operator, load_dataset
+from xattn.model.drawing import DRAWS
+from xattn.model.game import games, worth
+from xattn.model.operators import drawing_from
+from xattn.model.scorer import Scorer
 
 TEXT = "A dull film, but beautifully acted."
+IDS = ("delete", "mask", "pad", "unknown", "attention-mask")
+"""What works on the ids alone."""
 
 
 def apply(name, model, encoding, gone):
@@ -16,7 +25,7 @@ def apply(name, model, encoding, gone):
     return {key: values.tolist() for key, values in row.items()}
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", IDS)
 def test_keeping_everything_changes_nothing(name, demo):
     [encoding] = demo.encode([TEXT])
     row = apply(name, demo, encoding, [])
@@ -24,7 +33,7 @@ def test_keeping_everything_changes_nothing(name, demo):
 
 
 @pytest.mark.parametrize("pair", [None, "It was far too long."])
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", IDS)
 def test_matches_the_reference(name, pair, demo, reference):
     [encoding] = demo.encode([TEXT], None if pair is None else [pair])
     rng = np.random.default_rng(0)
@@ -96,3 +105,142 @@ def test_a_missing_replacement_token_is_named(tiny_of):
 def test_unknown_operator():
     with pytest.raises(UnknownNameError, match=r"unknown operator: got 'delet'.*mean 'delete'\?"):
         get_operator("delet")
+
+
+@pytest.fixture(scope="module")
+def teller(demo, tmp_path_factory):
+    """A masked language model that was never trained, with the words of the demo model."""
+    torch.manual_seed(0)
+    network = BertForMaskedLM(
+        BertConfig(
+            vocab_size=len(demo.tokenizer), hidden_size=16, num_hidden_layers=1,
+            num_attention_heads=2, intermediate_size=16, initializer_range=1.0,
+        )
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("teller")
+    network.save_pretrained(folder)
+    demo.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_the_mean_embedding_is_what_the_network_is_given(demo):
+    [encoding] = demo.encode([TEXT])
+    keep = np.ones((2, len(encoding)), dtype=bool)
+    keep[1, [2, 5]] = False
+    rows = get_operator("mean-embedding")(demo, encoding.row, keep)
+    target = demo.target(demo.batch([encoding] * 2), quantity="logit")
+    found = Scorer(demo).values(rows, target)
+    table = demo.network.get_input_embeddings().weight.detach()
+    inputs = demo.collate([encoding.row] * 2)
+    embeddings = demo.embeddings(inputs)
+    embeddings[1, [2, 5]] = table.mean(0)
+    expected = demo.score(inputs, target, embeddings)
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
+    assert abs(found[0] - found[1]) > 1e-3
+
+
+def test_blank_tokens_of_a_batch_are_its_own(demo):
+    texts = demo.encode([TEXT, "Dull, but the two leads are good."])
+    keeps = [np.ones((1, len(e)), dtype=bool) for e in texts]
+    keeps[0][0, 2] = keeps[1][0, 4] = False
+    operator = get_operator("mean-embedding")
+    rows = [
+        row for e, keep in zip(texts, keeps, strict=True) for row in operator(demo, e.row, keep)
+    ]
+    together = demo.logits(demo.collate(rows))
+    alone = torch.cat([demo.logits(demo.collate([row])) for row in rows])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+def test_data_puts_tokens_of_the_texts_in_place(demo):
+    texts = ["good good good", "boring"]
+    operator = drawing_from(get_operator("data"), demo, texts)
+    pool = {int(i) for i in demo.tokenizer(" ".join(texts), add_special_tokens=False)["input_ids"]}
+    [encoding] = demo.encode([TEXT])
+    gone = encoding.removable[[1, 3, 4]]
+    keep = np.ones((2, len(encoding)), dtype=bool)
+    keep[0, gone[:2]] = keep[1, gone] = False
+    rows = operator(demo, encoding.row, keep)
+    assert len(rows) == 2 * DRAWS
+    for number, row in enumerate(rows):
+        kept = keep[number // DRAWS]
+        assert np.array_equal(row["input_ids"][kept], encoding.row["input_ids"][kept])
+        assert set(row["input_ids"][~kept].tolist()) <= pool
+    # the same numbers decide for both: what goes in both is replaced alike
+    for draw in range(DRAWS):
+        both = [rows[draw]["input_ids"], rows[DRAWS + draw]["input_ids"]]
+        assert np.array_equal(both[0][gone[:2]], both[1][gone[:2]])
+    drawn = [row["input_ids"][gone[0]] for row in operator(demo, encoding.row, keep)]
+    assert drawn == [row["input_ids"][gone[0]] for row in rows]
+
+
+def test_frequent_tokens_are_drawn_more_often(demo):
+    operator = drawing_from(get_operator("data"), demo, ["good good good boring"])
+    good = demo.tokenizer("good", add_special_tokens=False)["input_ids"][0]
+    found = []
+    for encoding in demo.encode(load_dataset(limit=60).texts):
+        [*rows] = operator(demo, encoding.row, encoding.special[None])
+        found += [row["input_ids"][encoding.removable] == good for row in rows]
+    assert 0.7 < np.concatenate(found).mean() < 0.8
+
+
+def test_worth_is_the_mean_of_what_is_drawn(demo):
+    operator = drawing_from(get_operator("data"), demo, list(load_dataset(limit=5).texts))
+    encodings = demo.encode([TEXT])
+    batch = demo.batch(encodings)
+    target = demo.target(batch, quantity="probability")
+    [game] = games(demo, batch, target, operator)
+    coalition = np.ones((1, len(game)), dtype=bool)
+    coalition[0, 1:4] = False
+    rows, expanded = game.inputs(coalition)
+    each = Scorer(demo).values(rows, expanded)
+    assert each.shape == (DRAWS,)
+    assert np.ptp(each) > 0
+    [value] = worth(Scorer(demo), [game], [coalition])
+    assert value == pytest.approx(each.mean(), abs=1e-12)
+
+
+def test_a_language_model_fills_in_what_it_finds_likely(demo, teller):
+    operator = get_operator(f"masked-lm:{teller}")
+    [encoding] = demo.encode([TEXT])
+    keep = np.ones((1, len(encoding)), dtype=bool)
+    keep[0, encoding.removable[[1, 4]]] = False
+    rows = operator(demo, encoding.row, keep)
+    model = xattn.load(str(teller), task="fill")
+    masked = np.where(keep[0], encoding.row["input_ids"], demo.tokenizer.mask_token_id)
+    with torch.no_grad():
+        logits = model.network(input_ids=torch.tensor(masked)[None]).logits[0].double()
+    logits[:, demo.tokenizer.all_special_ids] = -torch.inf
+    chances = logits.softmax(-1).numpy()
+    for row in rows:
+        assert np.array_equal(row["input_ids"][keep[0]], encoding.row["input_ids"][keep[0]])
+        for place in np.flatnonzero(~keep[0]):
+            assert chances[place, row["input_ids"][place]] > 0.5 / len(demo.tokenizer)
+
+
+def test_what_cannot_be_drawn_is_told(demo, teller, tiny_of):
+    encoding = demo.encode([TEXT])[0]
+    keep = encoding.special[None]
+    with pytest.raises(InputError, match="from the data of a single text"):
+        get_operator("data")(demo, encoding.row, keep)
+    with pytest.raises(InputError, match="masked-lm:FOLDER"):
+        get_operator("masked-lm")(demo, encoding.row, keep)
+    other = tiny_of("bert")
+    row = other.encode([TEXT])[0].row
+    with pytest.raises(InputError, match="has another vocabulary than"):
+        get_operator(f"masked-lm:{teller}")(other, row, np.ones((1, len(row["input_ids"])), bool))
+    with pytest.raises(UnknownNameError, match="unknown operator: got 'mask:x'"):
+        get_operator("mask:x")
+    with pytest.raises(InputError, match="cannot be removed by blur: expected one of delete"):
+        get_operator("blur")(demo, encoding.row, keep)
+
+
+def test_methods_are_compared_under_every_way_for_texts(demo, teller):
+    ways = [name for name in OPERATORS if OPERATORS[name].remove and name != "masked-lm"]
+    ways.append(f"masked-lm:{teller}")
+    result = compare(demo, load_dataset(limit=4), ["occlusion"], ways)
+    assert not len(result.failures)
+    for way in ways:
+        table = result.table(way, "abpc")
+        assert (table["oracle"] >= table["occlusion"] - 1e-9).all()
+        assert table["occlusion"].mean() > table["random"].mean()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import xattn
-from xattn.evaluation.planted import FILLERS, KEYS, Kind, accuracy, plant, train_planted
+from xattn.evaluation.truth.planted import FILLERS, KEYS, Kind, accuracy, plant, train_planted
 
 
 def test_the_key_alone_tells_the_class() -> None:

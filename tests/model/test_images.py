@@ -37,6 +37,7 @@ from xattn.model.entrances import grid
 from xattn.model.tap import Edit, Site
 from xattn.registry import Method
 from xattn.registry import methods as registry
+from xattn.report import page
 from xattn.types import PICTURE
 
 try:
@@ -382,6 +383,51 @@ def test_the_patch_that_decides_is_found_first(trained: Model) -> None:
     assert np.mean(found["random"]) < 0.3
 
 
-def test_models_of_pictures_are_not_compared(vit: Model) -> None:
-    with pytest.raises(ModelError, match=r"pictures cannot be compared yet: got .* for image"):
-        evaluation.compare(vit, evaluation.load_dataset(limit=1), ["random"])
+def test_pictures_are_compared_by_patches_that_are_painted_over(
+    trained: Model, tmp_path: Path
+) -> None:
+    pictures, labels, _ = planted(8, seed=9)
+    for number, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+        (tmp_path / "pictures" / f"{label}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(tmp_path / "pictures" / f"{label}" / f"{number}.png")
+    dataset = evaluation.load_dataset(tmp_path / "pictures")
+    assert sorted(dataset.labels or ()) == sorted(labels.tolist())
+    result = evaluation.compare(
+        trained, dataset, ["integrated_gradients"], ["mask", "blur", "mean-colour"]
+    )
+    assert not len(result.failures)
+    for operator in ("mask", "blur", "mean-colour"):
+        means = result.table(operator, "comprehensiveness").mean()
+        assert means["integrated_gradients"] > means["random"] + 0.1
+        gap = result.table(operator, "abpc")
+        assert (gap["oracle"] >= gap["integrated_gradients"] - 1e-6).all()
+    text = page.render_report(result)
+    assert text.count("<image") >= 3
+    result.save(tmp_path / "run")
+    again = evaluation.load(tmp_path / "run")
+    assert page.render_report(again).count("<image") == text.count("<image")
+
+
+def test_paint_is_put_on_the_patch_that_goes_and_nowhere_else(vit: Model) -> None:
+    [encoding] = vit.encode([planted(1, seed=2)[0][0]])
+    pixels = encoding.row["pixel_values"]
+    keep = np.ones((1, len(encoding)), dtype=bool)
+    keep[0, 1 + 5] = False  # behind CLS: second row, second column
+    inside = np.zeros(pixels.shape, dtype=bool)
+    inside[:, PATCH : 2 * PATCH, PATCH : 2 * PATCH] = True
+    for name in ("mask", "mean-colour", "blur"):
+        [row] = evaluation.get_operator(name)(vit, encoding.row, keep)
+        painted = row["pixel_values"]
+        assert np.array_equal(painted[~inside], pixels[~inside])
+        assert not np.array_equal(painted[inside], pixels[inside])
+        if name == "mean-colour":
+            mean = np.broadcast_to(pixels.mean((1, 2), keepdims=True), pixels.shape)
+            np.testing.assert_allclose(painted[inside], mean[inside], rtol=1e-6)
+        if name == "blur":
+            edges = [
+                np.abs(np.diff(p[:, PATCH : 2 * PATCH, PATCH : 2 * PATCH])).mean()
+                for p in (painted, pixels)
+            ]
+            assert edges[0] < edges[1] / 4
+    with pytest.raises(InputError, match="cannot be removed by delete: expected one of mask"):
+        evaluation.get_operator("delete")(vit, encoding.row, keep)

@@ -13,8 +13,8 @@ import torch
 from transformers import AutoModel, CLIPConfig, CLIPProcessor, SiglipConfig
 
 import xattn
-from xattn import testing
-from xattn.errors import InputError
+from xattn import evaluation, testing
+from xattn.errors import InputError, ModelError
 from xattn.model import Model, Suppress, mark
 from xattn.registry import Method
 from xattn.registry import methods as registry
@@ -160,3 +160,8 @@ def test_a_text_without_a_picture_is_refused(clip: Model) -> None:
     for pictures in (None, []):
         with pytest.raises(InputError, match="takes a picture for each text"):
             clip.encode(["A film."], pictures=pictures)
+
+
+def test_texts_with_pictures_are_not_compared(clip: Model) -> None:
+    with pytest.raises(ModelError, match=r"texts with pictures cannot be compared: got .* match"):
+        evaluation.compare(clip, evaluation.load_dataset(limit=1), ["random"])

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
 from xattn.errors import AttentionError, ModelError
@@ -165,3 +166,30 @@ def embedded(tables: Sequence[tuple[nn.Module, Tensor]]) -> Iterator[None]:
             expected=str(len(tables)),
             remedy="use a method that does not need gradients of embeddings",
         )
+
+
+@contextmanager
+def averaged(tables: Sequence[tuple[nn.Module, Tensor]]) -> Iterator[None]:
+    """Make embedding tables return their mean row at some tokens, for one forward pass.
+
+    Parameters
+    ----------
+    tables : sequence of (Module, Tensor)
+        With ``[batch, token]`` bool each, in the order in which the network asks them.
+    """
+    waiting: dict[nn.Module, list[Tensor]] = {}
+    for table, blank in tables:
+        waiting.setdefault(table, []).append(blank)
+
+    def hook(module: Any, args: Any, output: Tensor) -> Tensor:
+        if not waiting[module]:
+            return output
+        mean = module.weight.float().mean(0).to(output)
+        return torch.where(waiting[module].pop(0)[:, :, None], mean, output)
+
+    handles = [table.register_forward_hook(hook) for table in waiting]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

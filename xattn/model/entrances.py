@@ -15,6 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
+BLANK = "blank"
+"""The array, ``[token]``, that is 1 where the mean embedding shall stand in place of a token's own;
+of the decoder of an encoder-decoder ``decoder_blank``."""
+BLANKS = (BLANK, f"decoder_{BLANK}")
 Inputs = Mapping[str, Tensor]
 Forward = Callable[[], Any]
 
@@ -120,6 +124,24 @@ def of_texts(network: Any, paired: bool, token_id: Callable[[str], int]) -> list
         TokenEntrance(source.get_input_embeddings(), "input_ids", token_id),
         TokenEntrance(target.get_input_embeddings(), "decoder_input_ids", token_id),
     ]
+
+
+def blanked(streams: Sequence[Entrance], inputs: Inputs) -> list[tuple[nn.Module, Tensor]]:
+    """Return the modules whose embeddings are blank at some tokens, and at which.
+
+    Parameters
+    ----------
+    streams : sequence of Entrance
+    inputs : mapping
+        With `BLANK`, the array that says at which, if there is any.
+    """
+    found: list[tuple[nn.Module, Tensor]] = []
+    for stream in streams:
+        if isinstance(stream, TokenEntrance):
+            blank = inputs.get(stream.ids.removesuffix("input_ids") + BLANK)
+            if blank is not None:
+                found.append((stream.module, blank.bool()))
+    return found
 
 
 def side_by_side(parts: Sequence[Tensor]) -> Tensor:

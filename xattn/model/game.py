@@ -44,14 +44,17 @@ class Game:
 
     @property
     def size(self) -> int:
-        """Bytes of one input."""
-        return sum(values.nbytes for values in self.encoding.row.values())
+        """Bytes of the inputs of one coalition."""
+        return self.operator.draws * sum(values.nbytes for values in self.encoding.row.values())
 
     def __len__(self) -> int:
         return len(self.players)
 
     def inputs(self, coalitions: Bools) -> tuple[list[Row], Target]:
-        """Return the text of each coalition ``[coalition, player]``, and the target in it."""
+        """Return the texts of each coalition ``[coalition, player]``, and the target in them.
+
+        As many as the operator draws for one, next to each other.
+        """
         keep = np.ones((len(coalitions), len(self.encoding)), dtype=np.bool_)
         for player, members in enumerate(self.players):
             keep[:, members] = coalitions[:, player, None]
@@ -60,9 +63,8 @@ class Game:
         bare &= self.operator.physical
         keep[bare, int(last.argmax())] = True
         rows = self.operator(self.model, self.encoding.row, keep)
-        rows = [
-            emptied(self.model, row) if none else row for row, none in zip(rows, bare, strict=True)
-        ]
+        for number in np.flatnonzero(bare):
+            rows[number] = emptied(self.model, rows[number])
         target = self.target[torch.zeros(len(rows), dtype=torch.long)]
         if target.position is None or not self.operator.physical:
             return rows, target
@@ -89,7 +91,9 @@ class Game:
         return scores
 
 
-def games(model: Model, batch: Batch, target: Target, operator: str = "auto") -> list[Game]:
+def games(
+    model: Model, batch: Batch, target: Target, operator: str | Operator = "auto"
+) -> list[Game]:
     """Return the game of each text of a batch.
 
     Special tokens do not play; nor what stands behind the last token that a continuation is
@@ -101,10 +105,13 @@ def games(model: Model, batch: Batch, target: Target, operator: str = "auto") ->
     model : Model
     batch : Batch
     target : Target
-    operator : str
-        What removing means: a name in `OPERATORS`, or ``auto``; see `operators.usual`.
+    operator : str or Operator
+        What removing means: an operator or its name, or ``auto``; see `operators.usual`.
     """
-    chosen = usual(model) if operator == "auto" else get_operator(operator)
+    if isinstance(operator, Operator):
+        chosen = operator
+    else:
+        chosen = usual(model) if operator == "auto" else get_operator(operator)
     found = []
     for i, encoding in enumerate(batch.encodings):
         own = target[torch.tensor([i], device=target.label.device)]
@@ -178,9 +185,10 @@ def _settle(
             rows += new
             targets.append(target)
         values = scorer.values(rows, _joined(targets))
-        ends = np.cumsum([part.stop - part.start for _, part in alike])
+        counts = [(part.stop - part.start) * played[n].operator.draws for n, part in alike]
+        ends = np.cumsum(counts)
         for (number, part), found in zip(alike, np.split(values, ends[:-1]), strict=True):
-            results[number][part] = found
+            results[number][part] = found.reshape(-1, played[number].operator.draws).mean(1)
 
 
 def _kind(target: Target) -> tuple[object, ...]:

@@ -6,27 +6,33 @@ tokens are the caller's to keep: they are True in every `keep`.
 
 If nothing attended remains of a stream, because all tokens went and the model adds no special ones,
 one single token stands there: the tokenizer's first existing one of mask, pad, unk, eos and bos. A
-model cannot read less. A patch of a picture cannot be cut out or hidden; it becomes blank, in the
-mean colour.
+model cannot read less. A patch of a picture cannot be cut out or hidden; it is painted over.
+
+Some ways draw what they put in place (`xattn.model.drawing`): several inputs then stand for one,
+and what they are worth is averaged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.ndimage import gaussian_filter
 
 from xattn.errors import InputError, UnknownNameError
+from xattn.model import drawing
 from xattn.model.adapter import Model
-from xattn.model.entrances import PictureEntrance, grid
-from xattn.types import Bools, Ints, Row
+from xattn.model.entrances import BLANK, PictureEntrance, grid
+from xattn.types import Bools, Floats, Ints, Row
 
 Removal = Callable[[Model, Row, Bools], list[Row]]
 Shift = Callable[[Bools], Ints]
+Ground = Callable[[PictureEntrance, Floats], Floats]
+"""Takes the pixels ``[channel, row, column]``, and returns what removed patches look like."""
 
 
 def _stays(kept: Bools) -> Ints:
@@ -62,11 +68,15 @@ class Operator:
     name: str
     meaning: str
     """One line for a reader who has never removed a token."""
-    remove: Removal
-    """Takes the arrays of one stream of tokens."""
+    remove: Removal | None
+    """Takes the arrays of one stream of tokens; None where only patches can go so."""
     shift: Shift = _stays
     """Takes what is kept of a stream, ``[token]``, and returns where each token is then; of one
     that went, where the last one before it is."""
+    ground: Ground | None = None
+    """What is behind the patches of a picture; None where patches cannot go so."""
+    draws: int = 1
+    """How many inputs stand for one together."""
 
     @property
     def physical(self) -> bool:
@@ -88,28 +98,60 @@ class Operator:
         Returns
         -------
         list of Row
-            One for each row of `keep`.
+            `draws` for each row of `keep`, next to each other.
 
         Raises
         ------
         InputError
-            If the tokenizer lacks the token that the operator puts in place, or a patch of a
-            picture shall be removed by anything but ``mask``.
+            If the tokenizer lacks the token that the operator puts in place, or the operator does
+            not suit what shall go: a token or a patch of a picture.
         """
-        results: list[dict[str, npt.NDArray[Any]]] = [{} for _ in keep]
+        results: list[dict[str, npt.NDArray[Any]]] = [{} for _ in range(len(keep) * self.draws)]
         first = 0
         for part in _streams(row):
             width = _width(model, part)
             here = keep[:, first : first + width]
             first += width
-            rows = (
-                _blank(self.name, model, part, here)
-                if "pixel_values" in part
-                else self.remove(model, part, here)
-            )
+            if "pixel_values" in part:
+                rows = self._painted(model, part, here)
+            elif self.remove is None:
+                raise _unsuitable(self.name, "tokens of a text", "tokens", lambda o: o.remove)
+            else:
+                rows = self.remove(model, part, here)
             for result, new in zip(results, rows, strict=True):
                 result.update(new)
         return list(results)
+
+    def _painted(self, model: Model, part: Row, keep: Bools) -> list[Row]:
+        """Return pictures of which the patches that go are painted over."""
+        entrance, pixels = _picture(model), part["pixel_values"]
+        if self.ground is None:
+            if keep.all():
+                return [part for _ in range(len(keep) * self.draws)]
+            raise _unsuitable(self.name, "patches of a picture", "patches", lambda o: o.ground)
+        behind = self.ground(entrance, pixels)
+        steps, sizes = entrance.module.stride, entrance.module.kernel_size
+        rows, columns = grid(entrance.module, pixels.shape[-2:])
+        inputs: list[Row] = []
+        for kept in keep[:, entrance.front :].reshape(len(keep), rows, columns):
+            painted = pixels.copy()
+            for r, c in zip(*np.nonzero(~kept), strict=True):
+                top, left = r * steps[0], c * steps[1]
+                patch = np.s_[:, top : top + sizes[0], left : left + sizes[1]]
+                painted[patch] = behind[patch]
+            inputs.append({**part, "pixel_values": painted})
+        return inputs
+
+
+def _unsuitable(
+    name: str, what: str, kind: str, serves: Callable[[Operator], object]
+) -> InputError:
+    known = ", ".join(operator.name for operator in OPERATORS.values() if serves(operator))
+    return InputError(
+        f"{what} cannot be removed by {name}",
+        expected=f"one of {known}",
+        remedy=f"name a way of removing {kind}, for example mask",
+    )
 
 
 def _streams(row: Row) -> list[Row]:
@@ -137,28 +179,6 @@ def _width(model: Model, part: Row) -> int:
     entrance = _picture(model)
     rows, columns = grid(entrance.module, part["pixel_values"].shape[-2:])
     return entrance.front + rows * columns
-
-
-def _blank(name: str, model: Model, part: Row, keep: Bools) -> list[Row]:
-    """Paint the patches that go in the mean colour."""
-    if name != "mask" and not keep.all():
-        raise InputError(
-            f"patches of a picture cannot be removed by {name}",
-            expected="mask: they become blank",
-            remedy="set the operator to mask",
-        )
-    entrance, pixels = _picture(model), part["pixel_values"]
-    steps, sizes = entrance.module.stride, entrance.module.kernel_size
-    rows, columns = grid(entrance.module, pixels.shape[-2:])
-    colour = entrance.blank.cpu().numpy().astype(pixels.dtype)[:, None, None]
-    inputs: list[Row] = []
-    for kept in keep[:, entrance.front :].reshape(len(keep), rows, columns):
-        painted = pixels.copy()
-        for r, c in zip(*np.nonzero(~kept), strict=True):
-            top, left = r * steps[0], c * steps[1]
-            painted[:, top : top + sizes[0], left : left + sizes[1]] = colour
-        inputs.append({**part, "pixel_values": painted})
-    return inputs
 
 
 def empty(model: Model, row: Row) -> Row:
@@ -233,18 +253,64 @@ def _hide(model: Model, row: Row, keep: Bools) -> list[Row]:
     return rows
 
 
+def _average(model: Model, row: Row, keep: Bools) -> list[Row]:
+    """Mark the tokens in whose place the mean row of the embedding table shall stand."""
+    name = ids_of(row).removesuffix("input_ids") + BLANK
+    return [{**row, name: gone.astype(np.int64)} for gone in ~keep]
+
+
+def _plain(entrance: PictureEntrance, pixels: Floats) -> Floats:
+    """Return the mean colour of the pictures that the model was trained on."""
+    colour: Floats = entrance.blank.cpu().numpy().astype(pixels.dtype)
+    return np.broadcast_to(colour[:, None, None], pixels.shape)
+
+
+def _own_mean(entrance: PictureEntrance, pixels: Floats) -> Floats:
+    """Return the mean colour of the picture itself."""
+    return np.broadcast_to(pixels.mean((1, 2), keepdims=True), pixels.shape)
+
+
+def _blurred(entrance: PictureEntrance, pixels: Floats) -> Floats:
+    """Return the picture, blurred so far that nothing as small as a patch is left."""
+    down, across = entrance.module.kernel_size
+    blurred: Floats = gaussian_filter(pixels, (0, down, across), mode="nearest")
+    return blurred
+
+
 OPERATORS = {
     operator.name: operator
     for operator in (
         Operator("delete", "the token is cut out and the text closes up", _delete, _closes),
         Operator(
-            "mask", "the tokenizer's mask token stands in its place", partial(_replace, "mask")
+            "mask",
+            "the tokenizer's mask token stands in its place (a patch becomes blank)",
+            partial(_replace, "mask"),
+            ground=_plain,
         ),
         Operator("pad", "the padding token stands in its place", partial(_replace, "pad")),
         Operator("unknown", "the unknown token stands in its place", partial(_replace, "unk")),
         Operator(
             "attention-mask", "the token stays, but no other token may look at it", _hide, _retreats
         ),
+        Operator(
+            "mean-embedding", "the mean of all embeddings stands in the place of its own", _average
+        ),
+        Operator(
+            "data",
+            "tokens drawn from the other texts stand in its place",
+            drawing.without_texts,
+            draws=drawing.DRAWS,
+        ),
+        Operator(
+            drawing.MASKED_LM,
+            "tokens that a masked language model finds likely there stand in its place",
+            drawing.without_model,
+            draws=drawing.DRAWS,
+        ),
+        Operator(
+            "mean-colour", "the patch takes the mean colour of its picture", None, ground=_own_mean
+        ),
+        Operator("blur", "the patch is blurred beyond recognition", None, ground=_blurred),
     )
 }
 """All operators by name."""
@@ -253,14 +319,28 @@ OPERATORS = {
 def get_operator(name: str) -> Operator:
     """Return the operator called `name`.
 
+    Parameters
+    ----------
+    name : str
+        One in `OPERATORS`; ``masked-lm:FOLDER`` names the language model, too.
+
     Raises
     ------
     UnknownNameError
         With the known names and the nearest of them.
     """
-    if name not in OPERATORS:
+    kind, _, source = name.partition(":")
+    if kind not in OPERATORS or (source and kind != drawing.MASKED_LM):
         raise UnknownNameError("operator", name, OPERATORS)
-    return OPERATORS[name]
+    operator = OPERATORS[kind]
+    return replace(operator, name=name, remove=drawing.by_model(source)) if source else operator
+
+
+def drawing_from(operator: Operator, model: Model, texts: Sequence[str]) -> Operator:
+    """Return an operator that knows what texts to draw from, if it draws from texts."""
+    if operator.name != "data" or model.tokenizer is None:
+        return operator
+    return replace(operator, remove=drawing.by_texts(model, texts))
 
 
 def get_operators(names: Sequence[str]) -> list[Operator]:

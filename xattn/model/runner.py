@@ -245,6 +245,9 @@ class Runner(ABC):
             stack.enter_context(wrappers.eager())
             stack.enter_context(borrow.frozen(self.network))
             stack.enter_context(borrow.padding_named(self.network, inputs))
+            if not inputs.keys().isdisjoint(entrances.BLANKS):
+                blank = entrances.blanked(self.entrances, inputs)
+                stack.enter_context(borrow.averaged(blank))
             tap = None
             if edits or readings:
                 backend = BACKENDS[self.attach().backend]

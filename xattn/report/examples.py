@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
+from markupsafe import Markup
 
 from xattn import render
 from xattn.evaluation import Comparison
@@ -42,6 +43,8 @@ class Strip:
 
     method: str
     tokens: list[Token]
+    heat: Markup = Markup()
+    """The picture with its patches stained, where there is one."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ def shown(
                 label=_words(row["label"]),
                 wrong=bool(wrong[position]),
                 target=next(iter(strips.values())).target,
-                strips=[Strip(m, tokens(strips[m])) for m in order if m in strips],
+                strips=[strip(m, strips[m]) for m in order if m in strips],
             )
         )
     return result
@@ -130,6 +133,13 @@ def shown(
 
 def _words(value: object) -> str:
     return "" if value is None or value != value else str(value)
+
+
+def strip(method: str, attribution: Attribution) -> Strip:
+    """Return one method's view of a text, or of a picture."""
+    picture = attribution.picture
+    heat = Markup() if picture is None else Markup(picture.svg(attribution.patches))  # noqa: S704
+    return Strip(method, tokens(attribution), heat)
 
 
 def tokens(attribution: Attribution) -> list[Token]:

@@ -13,7 +13,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.nn.functional import cross_entropy
 from transformers import (
     BertConfig,
@@ -24,6 +23,7 @@ from transformers import (
 )
 
 from xattn.demo.descent import Descent
+from xattn.evaluation.truth.words import SPECIAL, word_tokenizer
 from xattn.model import Model
 
 Kind = Literal["encoder", "decoder"]
@@ -39,7 +39,6 @@ FILLERS = tuple(
     for last in ("lan", "mer", "nok", "rit", "sum", "tev")
 )
 """Words that mean nothing."""
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 SHORTEST, LONGEST = 6, 20
 
 
@@ -79,23 +78,9 @@ def plant(count: int, seed: int) -> Planted:
 
 
 def _tokenizer(kind: Kind) -> PreTrainedTokenizerFast:
-    words = [*SPECIAL, *FILLERS, *(key for keys in KEYS.values() for key in keys)]
-    numbers = {word: number for number, word in enumerate(words)}
-    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    words = [*FILLERS, *(key for keys in KEYS.values() for key in keys)]
     single = "[CLS] $A [SEP]" if kind == "encoder" else "$A [SEP]"
-    frame = [(name, numbers[name]) for name in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=frame)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-        model_max_length=LONGEST + 2,
-        model_input_names=["input_ids", "attention_mask"],
-    )
+    return word_tokenizer(words, single, LONGEST + 2)
 
 
 def train_planted(kind: Kind = "encoder", seed: int = 0, steps: int = 400) -> Model:
@@ -151,3 +136,30 @@ def accuracy(model: Model, drawn: Planted) -> float:
         predicted = model.logits(batch.inputs).argmax(-1).tolist()
         right += sum(p == labels[i] for p, i in zip(predicted, positions, strict=True))
     return right / len(labels)
+
+
+def invariance(model: Model, drawn: Planted, seed: int = 0, copies: int = 5) -> float:
+    """Return the share of texts that keep their class when all but the key is drawn anew.
+
+    Parameters
+    ----------
+    model : Model
+    drawn : Planted
+    seed, copies : int
+        Of what is drawn, and how often each text is.
+
+    Returns
+    -------
+    float
+        1 where nothing but the key decides.
+    """
+    draw = np.random.default_rng(seed)
+    texts = []
+    for text, key in zip(drawn.texts, drawn.keys, strict=True):
+        for _ in range(copies):
+            words = list(draw.choice(FILLERS, size=len(text.split())))
+            words[key] = text.split()[key]
+            texts.append(" ".join(words))
+    labels = tuple(label for label in drawn.labels for _ in range(copies))
+    keys = tuple(key for key in drawn.keys for _ in range(copies))
+    return accuracy(model, Planted(tuple(texts), labels, keys))
