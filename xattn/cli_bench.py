@@ -56,8 +56,8 @@ def show_standing(found: Standing) -> None:
     table = found.table()
     cells = zip(found.rows["method"], found.rows["problem"], found.rows["above"], strict=True)
     told = {(method, problem) for method, problem, above in cells if above}
-    shown = Table()
-    shown.add_column("method", overflow="fold")
+    shown = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)  # narrow: it has many columns
+    shown.add_column("method", overflow="fold", min_width=20)
     for name in table.columns:
         shown.add_column(str(name).replace("_", "\n"), justify="right", no_wrap=True)
     for method, values in zip(table.index, table.to_numpy(), strict=True):

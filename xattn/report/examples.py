@@ -61,6 +61,8 @@ class Example:
     wrong: bool
     target: str
     strips: list[Strip]
+    picture: Markup = Markup()
+    """As the model sees it, where there is one."""
 
 
 def chosen(examples: pd.DataFrame, agreement: pd.DataFrame) -> dict[int, str]:
@@ -112,6 +114,7 @@ def shown(
     result = []
     for position, reason in chosen(table, agreement).items():
         row, strips = table.loc[position], texts[position]
+        seen = next((a.picture for a in strips.values() if a.picture is not None), None)
         probability = float(table["probability"].iloc[position])
         if not strips:
             continue
@@ -126,6 +129,7 @@ def shown(
                 wrong=bool(wrong[position]),
                 target=next(iter(strips.values())).target,
                 strips=[strip(m, strips[m]) for m in order if m in strips],
+                picture=Markup() if seen is None else Markup(seen.img()),
             )
         )
     return result
@@ -138,7 +142,7 @@ def _words(value: object) -> str:
 def strip(method: str, attribution: Attribution) -> Strip:
     """Return one method's view of a text, or of a picture."""
     picture = attribution.picture
-    heat = Markup() if picture is None else Markup(picture.svg(attribution.patches))  # noqa: S704
+    heat = Markup() if picture is None else Markup(picture.svg(attribution.patches))
     return Strip(method, tokens(attribution), heat)
 
 
