@@ -4,7 +4,8 @@ The network is a GPT-2 of two layers with two heads each, which reads its class 
 Its hidden state is cut into named parts: which token, which place, which token came before, and
 what was found. A head moves one part of one token to another part of another; the feed-forward
 layers do nothing. In each layer the second head looks hard at words that have no part in the answer
-and writes nothing: attention without importance.
+and writes nothing: attention without importance. Where one layer is enough, the first carries each
+word to its successor, where nobody reads it.
 
 Layer normalisation is made linear: its ε is so large that the variance does not matter, its gain
 undoes the division, and the mean of every hidden state is 0, since each part that is written is
@@ -139,7 +140,7 @@ def _write(block: GPT2Block, heads: Sequence[Head], parts: Parts) -> None:
 
 
 def compiled(
-    name: str, working: Callable[[Parts, dict[str, int]], Sequence[Head | None]],
+    name: str, working: Callable[[Parts, dict[str, int]], Sequence[Head]],
     classes: dict[str, dict[str, float]],
 ) -> Model:  # fmt: skip
     """Return a model whose first heads do the work.
@@ -148,7 +149,7 @@ def compiled(
     ----------
     name : str
     working : callable
-        Returns for each layer its first head, or None for one that does nothing.
+        Returns the first head of each layer.
     classes : dict
         For each class how much each word that was found adds to its logit.
     """
@@ -175,8 +176,7 @@ def compiled(
             table[:, parts.balance] = -1.0
         decoy = looks_at(parts, [numbers[word] for word in DECOYS])
         for block, head in zip(network.transformer.h, working(parts, numbers), strict=True):
-            idle = looks_at(parts, [])
-            _write(cast(GPT2Block, block), [head or idle, decoy], parts)
+            _write(cast(GPT2Block, block), [head, decoy], parts)
         for number, adds in enumerate(classes.values()):
             for word, value in adds.items():
                 network.score.weight[number, parts.found + numbers[word]] = value
@@ -241,9 +241,9 @@ def copy(count: int, seed: int = 0) -> Problem:
         Of the texts.
     """
 
-    def working(parts: Parts, numbers: dict[str, int]) -> list[Head | None]:
+    def working(parts: Parts, numbers: dict[str, int]) -> list[Head]:
         fruit = [numbers[word] for word in ANSWERS]
-        return [looks_at(parts, fruit, (parts.token, parts.found)), None]
+        return [looks_back(parts), looks_at(parts, fruit, (parts.token, parts.found))]
 
     classes = {word: {word: LOGIT} for word in ANSWERS}
     return Problem(
@@ -264,8 +264,8 @@ def counting(count: int, seed: int = 0) -> Problem:
         Of the texts.
     """
 
-    def working(parts: Parts, numbers: dict[str, int]) -> list[Head | None]:
-        return [looks_at(parts, [], (parts.token, parts.found)), None]
+    def working(parts: Parts, numbers: dict[str, int]) -> list[Head]:
+        return [looks_back(parts), looks_at(parts, [], (parts.token, parts.found))]
 
     classes = {word: {word: LOGIT, other: -LOGIT}
                for word, other in ((FOR, AGAINST), (AGAINST, FOR))}  # fmt: skip
@@ -291,7 +291,7 @@ def induction(count: int, seed: int = 0) -> Problem:
         Of the texts.
     """
 
-    def working(parts: Parts, numbers: dict[str, int]) -> list[Head | None]:
+    def working(parts: Parts, numbers: dict[str, int]) -> list[Head]:
         return [looks_back(parts), matches(parts, numbers["[CLS]"])]
 
     classes = {word: {word: LOGIT} for word in ANSWERS}
