@@ -19,6 +19,7 @@ from xattn.data import Span
 from xattn.errors import XattnError
 from xattn.evaluation.case import Bounds, Case
 from xattn.evaluation.design import ORACLE, Design
+from xattn.evaluation.metric import Elsewhere
 from xattn.evaluation.metrics import deletion
 from xattn.explanations import explain_aims
 from xattn.model import Model
@@ -27,7 +28,7 @@ from xattn.model.operators import drawing_from, get_operator
 from xattn.model.scorer import Scorer
 from xattn.model.search import search
 from xattn.registry import Method
-from xattn.types import Aim, Attribution, Bools, Curve, Encoding, Quantity
+from xattn.types import Aim, Attribution, Bools, Curve, Encoding, Floats, Quantity
 
 GRID = np.linspace(0.0, 1.0, 11)
 """Shares of removed units at which curves of different texts are put side by side."""
@@ -192,6 +193,8 @@ class _Measuring:
         self.model, self.block, self.design, self.known = model, block, design, known
         self.worths, self.found = Worths(scorer), Findings()
         self.games: dict[Worth, Game] = {}
+        self.elsewhere: dict[str, list[list[dict[str, Attribution]]]] = {}
+        """By metric, for each of its circumstances, the explanations of each case by method."""
 
     def run(self) -> Findings:
         """Do everything: encode, explain, search, score."""
@@ -207,6 +210,8 @@ class _Measuring:
                 words = f"{design.quantity.replace('_', ' ')} of {aim.words}"
                 self.found.examples.append((*key, words, aim.prediction, aim.probability))
             explained = self._explained(keys, cases)
+        with self.found.stage("explain elsewhere"):
+            self._explain_elsewhere(cases)
         for operator in design.operators:
             self._under(operator, keys, cases, explained)
         for which, game in self.games.items():
@@ -245,6 +250,19 @@ class _Measuring:
                     row[name] = replace(item, method=name)
                     self.found.attributions.append((*key, row[name]))
         return table
+
+    def _explain_elsewhere(self, cases: Sequence[tuple[Encoding, Aim]]) -> None:
+        """Explain everything again under the circumstances that metrics ask for."""
+        built = self.design.built_methods()
+        for name, metric in self.design.built_metrics().items():
+            if isinstance(metric, Elsewhere):
+                self.elsewhere[name] = [
+                    [
+                        dict(zip(built, group, strict=True))
+                        for group in explain_aims(other, cases, list(built.values())).by_text()
+                    ]
+                    for other in metric.circumstances(self.model, self.design.seed)
+                ]
 
     def _under(
         self,
@@ -286,6 +304,9 @@ class _Measuring:
                     continue  # its ranks are no scores
                 quantity = metric.declaration.quantity
                 own = case if quantity is None else replace(case, game=others[quantity][i])
+                if isinstance(metric, Elsewhere):
+                    found = [_scores(there[i][method], own.game) for there in self.elsewhere[name]]
+                    own = replace(own, elsewhere=tuple(found))
                 value = metric(own)
                 if isinstance(value, Generator):
                     plans.append((own.game, value))
@@ -347,8 +368,7 @@ class _Measuring:
             ranks = np.empty(len(game))
             ranks[bounds.least] = np.arange(len(game), 0, -1)
             return Case(game, ranks, seed, bounds, rationale, own=bounds)
-        scores = np.array([item.scores[unit].sum(dtype=np.float64) for unit in game.players])
-        return Case(game, scores, seed, bounds, rationale, _share(item))
+        return Case(game, _scores(item, game), seed, bounds, rationale, _share(item))
 
     def _rationale(self, text: int, game: Game) -> Bools | None:
         """Return which players share a character with what people marked in the first text."""
@@ -360,6 +380,11 @@ class _Measuring:
             touches = (encoding.offsets[:, 0] < end) & (encoding.offsets[:, 1] > start)
             marked |= touches & (encoding.segments == 0)
         return np.array([marked[unit].any() for unit in game.players], dtype=np.bool_)
+
+
+def _scores(item: Attribution, game: Game) -> Floats:
+    """Return the players' scores, ``[player]``."""
+    return np.array([item.scores[unit].sum(dtype=np.float64) for unit in game.players])
 
 
 def _share(item: Attribution) -> float | None:

@@ -42,6 +42,8 @@ class Case:
     """``[player]``: what a person found decisive; None if nobody said."""
     gap: float | None = None
     """What scores sum to minus what they must, as a share of the latter; None without an axiom."""
+    elsewhere: tuple[Floats, ...] = ()
+    """``[player]`` each: scores under the other circumstances that a metric asks for."""
     own: Bounds | None = None
     """The orders themselves, where they are not made from scores: the oracle's."""
 

@@ -43,7 +43,8 @@ class Comparison:
     even grid 0, 0.1 ... 1: score, the probability of the explained class by interpolation."""
     cost: pd.DataFrame
     """One row for each example and method, without the oracle: seconds, forward_passes,
-    backward_passes, and gap (completeness; nan for methods that promise none)."""
+    backward_passes, memory (peak of its batch in bytes; nan where it is not known) and gap
+    (completeness; nan for methods that promise none)."""
     attributions: list[Attribution]
     """Text by text, for each text in the order of the methods; named as in `scores`."""
     examples: pd.DataFrame
@@ -366,6 +367,7 @@ def assembled(
             "seconds": [a.seconds for _, _, a in items],
             "forward_passes": [float(a.forward_passes) for _, _, a in items],
             "backward_passes": [float(a.backward_passes) for _, _, a in items],
+            "memory": [np.nan if a.memory is None else float(a.memory) for _, _, a in items],
             "gap": [np.nan if a.gap is None else a.gap for _, _, a in items],
         }
     )

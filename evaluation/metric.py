@@ -17,9 +17,9 @@ entry-point group ``xattn.metrics``.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 
 from xattn.model.game import Plan
 from xattn.registry import Registry
@@ -27,8 +27,9 @@ from xattn.types import Quantity
 
 if TYPE_CHECKING:
     from xattn.evaluation.case import Case
+    from xattn.model import Model
 
-Need = Literal["removal", "bounds", "rationale", "completeness"]
+Need = Literal["removal", "bounds", "rationale", "completeness", "elsewhere"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class MetricDeclaration:
     """One line for a reader who has never heard of the metric."""
     needs: Collection[Need] = ()
     """What a case must offer: units that can be removed, bounds found by a search, a human
-    rationale, a method whose scores must sum to something."""
+    rationale, a method whose scores must sum to something, scores of the same text elsewhere (see
+    `Elsewhere`)."""
     quantity: Quantity | None = None
     """The worth of coalitions that it works with; None for that of the comparison."""
 
@@ -62,6 +64,18 @@ class Metric(Protocol):
 
     def __call__(self, case: Case) -> float | Plan[float]:
         """Return the value of one case, nan where it is not defined, or a plan that finds it."""
+        ...
+
+
+@runtime_checkable
+class Elsewhere(Metric, Protocol):
+    """A metric that compares scores with those that the same text gets under other circumstances.
+
+    `Case.elsewhere` has them.
+    """
+
+    def circumstances(self, model: Model, seed: int) -> Iterator[Model]:
+        """Yield what explains the text again; until the next is asked for, it may be changed."""
         ...
 
 

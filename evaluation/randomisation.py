@@ -3,7 +3,7 @@
 The parameters of a copy of the network are shuffled, from the output down to the embeddings, and
 every method explains the same class again. A method whose scores stay alike explains the text or
 the architecture, not what the model has learnt (Adebayo et al. 2018, Sanity Checks for Saliency
-Maps, the cascading test).
+Maps: the cascading test and the independent one).
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def _above(model: Model) -> frozenset[str]:
     return frozenset(seen)
 
 
-def shuffled(model: Model, seed: int = 0) -> Iterator[tuple[str, Model]]:
-    """Yield the stages and, for each, the same copy of the model with more parameters shuffled.
+def shuffled(model: Model, seed: int = 0, *, cascading: bool = True) -> Iterator[tuple[str, Model]]:
+    """Yield the stages and, for each, the same copy of the model with parameters shuffled.
 
     The entries of each parameter change places, so that their distribution stays what training
     made of it.
@@ -80,16 +80,21 @@ def shuffled(model: Model, seed: int = 0) -> Iterator[tuple[str, Model]]:
     model : Model
         Left as it is.
     seed : int
+    cascading : bool
+        Whether what was shuffled at earlier stages stays so; else each stage is shuffled by itself
+        (the independent test).
     """
     layers, above = [layer.site.module for layer in model.layers], _above(model)
     network = copy.deepcopy(model.network)
     reader = model.tokenizer if model.reader is None else model.reader
     twin = Model(network, reader, task=model.task.name, name=model.name, budget=model.budget)
     generator = torch.Generator().manual_seed(seed)
-    named = list(network.named_parameters())
+    named, original = list(network.named_parameters()), dict(model.network.named_parameters())
     for stage in STAGES:
         with torch.no_grad():
             for name, parameter in named:
+                if not cascading:
+                    parameter.copy_(original[name])
                 if _stage(name, layers, above) == stage:
                     order = torch.randperm(parameter.numel(), generator=generator)
                     mixed = parameter.flatten()[order.to(parameter.device)]
@@ -98,7 +103,12 @@ def shuffled(model: Model, seed: int = 0) -> Iterator[tuple[str, Model]]:
 
 
 def randomisation(
-    model: Model, texts: Sequence[str], methods: Sequence[str] | None = None, seed: int = 0
+    model: Model,
+    texts: Sequence[str],
+    methods: Sequence[str] | None = None,
+    seed: int = 0,
+    *,
+    cascading: bool = True,
 ) -> pd.DataFrame:
     """Return how alike explanations of a model and of shuffled copies of it are.
 
@@ -111,13 +121,15 @@ def randomisation(
         (``random``) have agreement 1 by construction.
     seed : int
         Of the shuffling and of the bootstrap.
+    cascading : bool
+        Whether each stage is shuffled with the ones before (the default) or by itself.
 
     Returns
     -------
     DataFrame
-        One row for each method and stage (``head``, ``layers``, ``everything``, each with the ones
-        before): mean, low and high (95 % bootstrap over texts) of Spearman's correlation of the
-        scores of the removable tokens, and n, the texts whose scores have an order.
+        One row for each method and stage (`STAGES`): mean, low and high (95 % bootstrap over texts)
+        of Spearman's correlation of the scores of the removable tokens, and n, the texts whose
+        scores have an order.
 
     Examples
     --------
@@ -132,7 +144,7 @@ def randomisation(
     cases = list(zip(encodings, aims, strict=True))
     before = explain_aims(model, cases, names)
     rows = []
-    for stage, twin in shuffled(model, seed):
+    for stage, twin in shuffled(model, seed, cascading=cascading):
         after = explain_aims(twin, cases, names)
         values: dict[str, list[float]] = {name: [] for name in names}
         for encoding, one, other in zip(encodings, before.by_text(), after.by_text(), strict=True):

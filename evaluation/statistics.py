@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import warnings
+from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy.stats import bootstrap
+from scipy.stats import DegenerateDataWarning, bootstrap
 
 from xattn.types import Floats
 
@@ -29,7 +30,7 @@ def interval(
     """Return the mean of examples and its bootstrap interval.
 
     Bias-corrected and accelerated (BCa; Efron 1987, Better Bootstrap Confidence Intervals), or of
-    percentiles where all examples but one are alike, which leaves nothing to correct by.
+    percentiles where so many examples are alike that there is nothing to correct by.
 
     Parameters
     ----------
@@ -61,17 +62,32 @@ def interval(
         return Interval(mean, np.nan, np.nan, n)
     if (values == values[0]).all():
         return Interval(mean, mean, mean, n)
-    alike = int(np.unique(values, return_counts=True)[1].max())
-    result = bootstrap(
-        (values,),
-        np.mean,
-        confidence_level=confidence,
-        n_resamples=resamples,
-        method="percentile" if alike >= n - 1 else "BCa",
-        rng=np.random.default_rng(seed),
-        batch=max(1, DRAWS // n),
-    ).confidence_interval
-    return Interval(mean, float(result.low), float(result.high), n)
+    found = _bootstrap("BCa", values, seed, confidence, resamples)
+    if np.isnan(found).any():
+        found = _bootstrap("percentile", values, seed, confidence, resamples)
+    return Interval(mean, *found, n)
+
+
+def _bootstrap(
+    method: Literal["BCa", "percentile"],
+    values: Floats,
+    seed: int,
+    confidence: float,
+    resamples: int,
+) -> tuple[float, float]:
+    """Return low and high; nan where the method has nothing to correct by."""
+    with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
+        warnings.simplefilter("ignore", DegenerateDataWarning)
+        result = bootstrap(
+            (values,),
+            np.mean,
+            confidence_level=confidence,
+            n_resamples=resamples,
+            method=method,
+            rng=np.random.default_rng(seed),
+            batch=max(1, DRAWS // len(values)),
+        ).confidence_interval
+    return float(result.low), float(result.high)
 
 
 def paired_difference(a: Floats, b: Floats, seed: int) -> Interval:

@@ -22,6 +22,7 @@ from xattn.kinds import Complete, Traced
 from xattn.model import Model
 from xattn.model.diagnosis import where_not_finite
 from xattn.model.images import Source
+from xattn.model.memory import Peak
 from xattn.model.prompts import Chat
 from xattn.model.runner import Passes
 from xattn.registry import Completeness, Method
@@ -297,21 +298,26 @@ class _Outcome:
     """``[batch]``: what the scores must sum to, or None."""
     seconds: float
     passes: Passes
+    memory: int | None
 
 
 @dataclass(eq=False)
 class _Meter:
-    """The time and the passes that a block takes."""
+    """The time, the passes and the memory that a block takes."""
 
     model: Model
     seconds: float = 0.0
+    memory: int | None = None
     passes: Passes = field(default_factory=Passes)
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        before, start = self.model.passes.copy(), time.perf_counter()
-        yield
-        self.seconds += time.perf_counter() - start
+        peak = Peak(self.model.device)
+        with peak:
+            before, start = self.model.passes.copy(), time.perf_counter()
+            yield
+            self.seconds += time.perf_counter() - start
+        self.memory = peak.bytes
         self.passes.forward += self.model.passes.forward - before.forward
         self.passes.backward += self.model.passes.backward - before.backward
 
@@ -334,13 +340,14 @@ def _outcomes(
                 own.seconds += shared.seconds / len(traced)
                 own.passes.forward += shared.passes.forward / len(traced)
                 own.passes.backward += shared.passes.backward / len(traced)
+                own.memory = max((m for m in (own.memory, shared.memory) if m), default=None)
             elif isinstance(method, Complete):
                 scores, expected = method.attribute(model, batch, target)
             else:
                 scores = method(model, batch, target)
         if expected is None and method.declaration.total == "difference":
             expected = cast(Completeness, method).difference(model, batch, target)
-        yield number, _Outcome(scores, expected, own.seconds, own.passes)
+        yield number, _Outcome(scores, expected, own.seconds, own.passes, own.memory)
 
 
 def _attributions(
@@ -390,6 +397,7 @@ def _attributions(
             seconds=outcome.seconds / len(batch),
             forward_passes=outcome.passes.forward / len(batch),
             backward_passes=outcome.passes.backward / len(batch),
+            memory=outcome.memory,
         )
 
 

@@ -345,6 +345,9 @@ class Attribution:
     """Wall time of this text's share of the call."""
     forward_passes: float = 0.0
     backward_passes: float = 0.0
+    memory: int | None = None
+    """Bytes at the peak of the batch's call above what was held before; None where it is not known.
+    On a CPU by the resident memory of the process, which does not see what is used once more."""
     unit: Unit = "token"
     picture: Picture | None = None
     """What the patches are of, in their order."""
@@ -467,6 +470,7 @@ class Attribution:
             "seconds": self.seconds,
             "forward_passes": self.forward_passes,
             "backward_passes": self.backward_passes,
+            "memory": self.memory,
         }
 
     def _boxes(self) -> dict[str, Any]:

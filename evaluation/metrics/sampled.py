@@ -18,7 +18,8 @@ ZHAO = (
 )
 
 
-def _check(name: str, value: int) -> None:
+def at_least_two(name: str, value: int) -> None:
+    """Raise `InputError` for fewer than two samples."""
     if not (isinstance(value, int) and value >= 2):
         raise InputError(f"samples of {name}", got=repr(value), expected="2 or more")
 
@@ -51,7 +52,7 @@ class Infidelity:
     scaled: bool = True
 
     def __post_init__(self) -> None:
-        _check("infidelity", self.samples)
+        at_least_two("infidelity", self.samples)
 
     def __call__(self, case: Case) -> Plan[float]:
         """Return the mean squared error, in the squared unit of y."""
@@ -146,7 +147,7 @@ class SoftComprehensiveness:
     ordering: Ordering = "signed"
 
     def __post_init__(self) -> None:
-        _check("soft_comprehensiveness", self.samples)
+        at_least_two("soft_comprehensiveness", self.samples)
         _check_share("soft_comprehensiveness", self.share)
 
     def __call__(self, case: Case) -> Plan[float]:
@@ -177,7 +178,7 @@ class SoftSufficiency:
     ordering: Ordering = "signed"
 
     def __post_init__(self) -> None:
-        _check("soft_sufficiency", self.samples)
+        at_least_two("soft_sufficiency", self.samples)
         _check_share("soft_sufficiency", self.share)
 
     def __call__(self, case: Case) -> Plan[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -54,3 +55,18 @@ def test_agreement_is_by_rank() -> None:
     assert agreement(one, np.exp(one)) == pytest.approx(1)
     assert agreement(one, -one) == pytest.approx(-1)
     assert np.isnan(agreement(one, np.zeros(3)))
+
+
+def test_each_stage_can_be_shuffled_by_itself(demo: Model) -> None:
+    original = dict(demo.network.named_parameters())
+    changed = [
+        {name for name, p in twin.network.named_parameters() if not torch.equal(p, original[name])}
+        for _, twin in shuffled(demo, cascading=False)
+    ]
+    assert all(changed)
+    assert not any(a & b for a, b in combinations(changed, 2))
+    together = [
+        {name for name, p in twin.network.named_parameters() if not torch.equal(p, original[name])}
+        for _, twin in shuffled(demo)
+    ]
+    assert together[-1] == set().union(*changed)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from xattn.errors import AttentionError, ModelError
 from xattn.model.tap import Site
+
+Noise = Callable[[Tensor, Tensor], Tensor]
+"""Takes a module's input and output; returns what to add to the latter."""
 
 _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _FINDING = threading.Lock()
@@ -166,6 +169,28 @@ def embedded(tables: Sequence[tuple[nn.Module, Tensor]]) -> Iterator[None]:
             expected=str(len(tables)),
             remedy="use a method that does not need gradients of embeddings",
         )
+
+
+@contextmanager
+def shaken(tables: Sequence[tuple[nn.Module, Noise]]) -> Iterator[None]:
+    """Make embedding tables add noise to what they return.
+
+    Parameters
+    ----------
+    tables : sequence of (Module, Noise)
+        With what is added, given the table's input and output.
+    """
+    handles = [
+        table.register_forward_hook(
+            lambda module, args, output, add=add: output + add(args[0], output)
+        )
+        for table, add in tables
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

@@ -47,6 +47,10 @@ class Entrance(Protocol):
         """Return what the module shall return in order that these be the embeddings."""
         ...
 
+    def noise(self, radius: float, seed: int) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return what to add to the module's output, given its input and that."""
+        ...
+
 
 @dataclass(frozen=True)
 class TokenEntrance:
@@ -76,6 +80,33 @@ class TokenEntrance:
         return embeddings[
             ..., : self.module.weight.shape[-1]
         ]  # a wrapped table has no embedding_dim
+
+    def noise(self, radius: float, seed: int) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return what adds noise to embeddings; the tokens that say nothing stay as they are.
+
+        Parameters
+        ----------
+        radius : float
+            The largest of it, in units of the table's root mean square.
+        seed : int
+        """
+        largest = radius * float(self.module.weight.detach().float().square().mean().sqrt())
+        still = self.token_id("auto")
+        drawn: dict[int, Tensor] = {}
+
+        def of(number: int, hidden: int) -> Tensor:
+            if number not in drawn:
+                generator = torch.Generator().manual_seed(hash((seed, number)))
+                even = 2 * torch.rand(hidden, generator=generator) - 1
+                drawn[number] = even * (0.0 if number == still else largest)
+            return drawn[number]
+
+        def add(ids: Tensor, output: Tensor) -> Tensor:
+            found, where = torch.unique(ids, return_inverse=True)
+            rows = torch.stack([of(number, output.shape[-1]) for number in found.tolist()])
+            return rows.to(output)[where]
+
+        return add
 
 
 @dataclass(frozen=True)
@@ -112,6 +143,23 @@ class PictureEntrance:
         patches = embeddings[:, self.front :, : self.module.out_channels].transpose(1, 2)
         rows, columns = grid(self.module, inputs["pixel_values"].shape[-2:])
         return patches.reshape(*patches.shape[:2], rows, columns)
+
+    def noise(self, radius: float, seed: int) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return what adds noise to the patches of every picture alike.
+
+        Its unit is the root mean square of what the convolution makes of independent pixels of
+        variance 1.
+        """
+        largest = radius * float(
+            self.module.weight.float().square().flatten(1).sum(1).mean().sqrt()
+        )
+
+        def add(pixels: Tensor, output: Tensor) -> Tensor:
+            generator = torch.Generator().manual_seed(seed)
+            even = 2 * torch.rand(output.shape[1:], generator=generator) - 1
+            return (largest * even).to(output)
+
+        return add
 
 
 def of_texts(network: Any, paired: bool, token_id: Callable[[str], int]) -> list[Entrance]:

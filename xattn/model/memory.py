@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
@@ -18,6 +18,57 @@ if TYPE_CHECKING:
 
 LONGEST = 512
 """Tokens of the text that is tried, if the model takes as many."""
+
+
+class Peak:
+    """The most memory that a block takes above what is held before it.
+
+    Attributes
+    ----------
+    bytes : int or None
+        After the block; None where neither a CUDA device nor Linux keeps account of it.
+
+    Examples
+    --------
+    >>> with Peak(torch.device("cpu")) as peak:
+    ...     _ = torch.ones(2**22)
+    >>> peak.bytes is None or peak.bytes > 2**23
+    True
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.bytes: int | None = None
+
+    def __enter__(self) -> Self:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self._before: int | None = torch.cuda.memory_allocated(self.device)
+        else:
+            self._before = _reset_peak()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._before is not None:
+            cuda = self.device.type == "cuda"
+            most = torch.cuda.max_memory_allocated(self.device) if cuda else _status("VmHWM")
+            self.bytes = max(0, most - self._before)
+
+
+def _reset_peak() -> int | None:
+    """Set the process's high-water mark back and return what is held; None if it cannot be."""
+    try:
+        with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+            file.write("5")
+        return _status("VmRSS")
+    except OSError:  # another system, or one that forbids it
+        return None
+
+
+def _status(field: str) -> int:
+    with open("/proc/self/status", encoding="ascii") as lines:
+        found = next(line for line in lines if line.startswith(f"{field}:"))
+    return int(found.split()[1]) * 1024
 
 
 def held_bytes(model: Runner, inputs: Mapping[str, Tensor]) -> int:

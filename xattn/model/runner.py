@@ -391,6 +391,23 @@ class Runner(ABC):
         """Return a context in which the entrances return `embeddings` of all streams."""
         return borrow.embedded(entrances.outputs(self.entrances, inputs, embeddings))
 
+    @contextmanager
+    def noisy(self, radius: float, seed: int) -> Iterator[None]:
+        """Add noise to all embeddings within the ``with`` block.
+
+        It is drawn evenly, for each token of the vocabulary by itself, so that a token has the same
+        wherever it stands. The tokens that stand for nothing have none.
+
+        Parameters
+        ----------
+        radius : float
+            The largest of it, in units of the root mean square of the table's entries.
+        seed : int
+        """
+        tables = {entrance.module: entrance.noise(radius, seed) for entrance in self.entrances}
+        with self.lock, borrow.shaken(list(tables.items())):
+            yield
+
     def embedding_gradient(
         self, inputs: Mapping[str, Tensor], embeddings: Tensor, target: Target
     ) -> tuple[Tensor, Tensor]:

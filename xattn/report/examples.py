@@ -43,7 +43,7 @@ class Strip:
 
     method: str
     tokens: list[Token]
-    heat: Markup = Markup()
+    heat: Markup
     """The picture with its patches stained, where there is one."""
 
 
@@ -61,7 +61,7 @@ class Example:
     wrong: bool
     target: str
     strips: list[Strip]
-    picture: Markup = Markup()
+    picture: Markup
     """As the model sees it, where there is one."""
 
 

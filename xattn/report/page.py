@@ -247,7 +247,7 @@ def flat(recorded: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
 
 
 def cost(comparison: Comparison, places: list[Place]) -> list[dict[str, Any]]:
-    """Return a row for each method: time and passes per text, and its completeness gap."""
+    """Return a row for each method: time and passes per text, memory, and its completeness gap."""
     groups = comparison.cost.groupby("method")
     means = groups[["seconds", "forward_passes", "backward_passes"]].mean()
     longest = float(means["seconds"].drop(list(YARDSTICKS), errors="ignore").max())
@@ -258,6 +258,7 @@ def cost(comparison: Comparison, places: list[Place]) -> list[dict[str, Any]]:
         seconds, forward, backward = means.loc[[place.method]].to_numpy(dtype=float)[0]
         gaps = np.abs(groups.get_group(place.method)["gap"].to_numpy(dtype=float))
         gaps = gaps[~np.isnan(gaps)]
+        memory = float(groups.get_group(place.method)["memory"].max()) / 2**20
         rows.append(
             {
                 "method": place.method,
@@ -266,6 +267,7 @@ def cost(comparison: Comparison, places: list[Place]) -> list[dict[str, Any]]:
                 "milliseconds": measured(seconds * 1000),
                 "forward": measured(forward),
                 "backward": measured(backward),
+                "memory": "–" if np.isnan(memory) else measured(memory),
                 "gap": measured(float(np.median(gaps))) if len(gaps) else "–",
                 "worst_gap": measured(float(gaps.max())) if len(gaps) else "–",
             }
