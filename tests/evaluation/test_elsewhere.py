@@ -67,22 +67,22 @@ def test_max_sensitivity_is_that_of_captum(demo: Model, method: str) -> None:
         with demo.noisy(radius, seed):
             noises.append(demo.embeddings(batch.inputs) - embeddings)
 
-    def scores(inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    def scores(inputs: torch.Tensor | tuple[torch.Tensor]) -> tuple[torch.Tensor]:
         rows = []
-        for one in inputs[0]:
+        for one in inputs if isinstance(inputs, torch.Tensor) else inputs[0]:
             _, gradient = demo.embedding_gradient(batch.inputs, one[None], target)
             if method == "saliency":
                 rows.append(gradient.norm(dim=-1))
             else:
                 rows.append((gradient * one).sum(-1))
         # units that can be removed: captum divides by the length of all that it is given
-        return torch.cat(rows)[:, torch.from_numpy(encoding.removable)]
+        return (torch.cat(rows)[:, torch.from_numpy(encoding.removable)],)
 
     waiting = cycle(noises)
 
-    def perturb(inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
-        given = inputs[0]
-        return (given + torch.cat([next(waiting) for _ in range(len(given))]),)
+    def perturb(inputs: torch.Tensor | tuple[torch.Tensor]) -> torch.Tensor:
+        given = inputs if isinstance(inputs, torch.Tensor) else inputs[0]
+        return given + torch.cat([next(waiting) for _ in range(len(given))])
 
     expected = sensitivity_max(scores, embeddings, perturb_func=perturb, n_perturb_samples=samples)
     assert found == pytest.approx(float(expected), rel=1e-4)
