@@ -4,6 +4,9 @@ Eight methods, comprehensiveness, sufficiency and both deletion curves on 200 te
 bare loop, in the same process, that sends the unique inputs through the model in batches of similar
 length; explaining is not counted. ``--texts`` takes a file with one sentence (or one tree of the
 Stanford Sentiment Treebank) a line; by default the demo reviews are read.
+
+``--rivals`` times what ferret, interpreto and Quantus have of the same work, given the same scores:
+those that are installed (``.ci/rivals`` installs them).
 """
 
 from __future__ import annotations
@@ -19,8 +22,8 @@ from integrated_gradients import read
 from torch import Tensor
 
 import xattn
-from xattn.evaluation import Design, Scorer, load_dataset
-from xattn.evaluation.block import Findings, measure
+from xattn.evaluation import Dataset, Design, Scorer, load_dataset
+from xattn.evaluation.block import Findings, Known, measure
 from xattn.evaluation.runner import blocks
 from xattn.model import Model
 from xattn.model.batching import buckets
@@ -37,7 +40,7 @@ METHODS = (
 )
 """Beside random, the eighth."""
 METRICS = ("comprehensiveness", "sufficiency", "aopc_morf", "aopc_lerf")
-RUNS = 3
+RUNS = 2
 
 
 class Recording(Scorer):
@@ -60,10 +63,71 @@ def bare_loop(model: Model, rows: Sequence[Row]) -> float:
     return time.perf_counter() - start
 
 
+def _step(n: int) -> int:
+    """Return about a tenth of `n` that divides it, as Quantus asks for."""
+    return next(step for step in range(-(-n // 10), 0, -1) if n % step == 0)
+
+
+def beside(model: Model, dataset: Dataset) -> None:
+    """Print how long others and the harness take for what they have in common."""
+    import metric_rivals
+
+    works = {
+        "ferret": (
+            ("comprehensiveness:fractions=grid", "sufficiency:fractions=grid"), "delete",
+            lambda text, ids, scores, label: metric_rivals.ferret(model, text, scores, label),
+        ),
+        "interpreto": (
+            ("deletion", "insertion"), "mask",
+            lambda text, ids, scores, label: [
+                metric_rivals.interpreto(model, text, scores, label, kind, steps=10)
+                for kind in ("Deletion", "Insertion")
+            ],
+        ),
+        "Quantus": (
+            ("deletion",), "mask",
+            lambda text, ids, scores, label: metric_rivals.quantus(
+                model, ids, scores, label, step=_step(len(ids))
+            ),
+        ),
+    }  # fmt: skip
+    for name, (measures, operator, theirs) in works.items():
+        design = Design.of(METHODS, measures, [operator]).without(["oracle"])
+        # without what every comparison adds, which the others do not compute
+        design = replace(design, metrics=measures)
+        explained, given = {}, []
+        for block in blocks(dataset):
+            found = measure(model, block, replace(design, metrics=(), operators=()))
+            explained |= {(text, aim, a.method): a for text, aim, a in found.attributions}
+        for (text, _, _), item in explained.items():
+            scores = item.scores[~item.special].astype(float)
+            ids = model.tokenizer(dataset.texts[text], add_special_tokens=False)["input_ids"]
+            given.append((dataset.texts[text], ids, scores, model.label_id(item.prediction)))
+        try:
+            start = time.perf_counter()
+            for one in given:
+                theirs(*one)
+            took = time.perf_counter() - start
+        except ImportError as error:
+            print(f"{name}: {error}")
+            continue
+        scorer, found = Recording(model), Findings()
+        for block in blocks(dataset):
+            found.add(measure(model, block, design, Known(explained), scorer))
+        ours, floor = found.seconds["score"], bare_loop(model, scorer.rows)
+        print(
+            f"{name}: {', '.join(measures)} by {operator}, {len(given)} explanations: "
+            f"{took:.2f} s; harness {ours:.2f} s, {took / ours:.1f} times faster; "
+            f"floor {floor:.2f} s"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--texts", type=Path)
     parser.add_argument("--limit", type=int, default=200)
+    parser.add_argument("--rivals", action="store_true")
+    parser.add_argument("--oracle", action="store_true", help="with the search for orders, too")
     options = parser.parse_args()
     model, dataset = xattn.load(), load_dataset(limit=options.limit)
     if options.texts is not None:
@@ -73,8 +137,11 @@ def main() -> None:
             dataset, name=options.texts.name, texts=texts, pairs=None, labels=None,
             rationales=None, kinds=None, ids=ids,
         )  # fmt: skip
+    if options.rivals:
+        beside(model, dataset)
+        return
     design = Design.of(METHODS, METRICS, ["delete", "mask"])
-    for oracle in (False, True):
+    for oracle in (False, True) if options.oracle else (False,):
         chosen = design if oracle else design.without(["oracle"])
         times, floors = [], []
         for _ in range(RUNS):
