@@ -77,6 +77,51 @@ def agreement_by_text(texts: Sequence[Mapping[str, Attribution]], k: int = 3) ->
     return pd.DataFrame(rows, columns=["example", "first", "second", "tau", "overlap"])
 
 
+def between_runs(
+    runs: Mapping[str, Sequence[Attribution]], k: int = 3, seed: int = 0
+) -> pd.DataFrame:
+    """Compare what each method says in several runs: other seeds, checkpoints, or precisions.
+
+    Parameters
+    ----------
+    runs : mapping
+        By a name of the run its explanations, as in `Comparison.attributions`. Texts and methods
+        that two runs do not have in common are left out.
+    k, seed
+        As in `agreement`.
+
+    Returns
+    -------
+    DataFrame
+        As of `agreement`, with the method in front.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than two runs, or two have no text with a method in common.
+    """
+    if len(runs) < 2:
+        raise InputError("runs to compare", got=str(len(runs)), expected="2 or more")
+    known = {
+        name: {(a.method, a.text, a.pair, a.target): a for a in items}
+        for name, items in runs.items()
+    }
+    shared = set.intersection(*(set(table) for table in known.values()))
+    order = [key for key in next(iter(known.values())) if key in shared]
+    if not order:
+        raise InputError(
+            f"{', '.join(runs)} have no text in common that one method explains for one class",
+            remedy="compare runs over the same texts, and name the class with label (--label)",
+        )
+    tables = []
+    for method in dict.fromkeys(method for method, *_ in order):
+        texts = [{n: known[n][key] for n in runs} for key in order if key[0] == method]
+        table = agreement(texts, k, seed)
+        table.insert(0, "method", method)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
 def agreement(
     texts: Sequence[Mapping[str, Attribution]], k: int = 3, seed: int = 0
 ) -> pd.DataFrame:

@@ -96,8 +96,8 @@ def test_limit_takes_the_top_and_ignores_what_is_below(write):
         ("text,label\na,x\nb,\n", r"missing labels in column 'label' of a: got 1 in row 2;"),
         ("text,label\na,x\nb\n", r"missing labels in column 'label' of a: got 1 in row 2;"),
         ("premise,hypothesis\na,\n", r"missing texts in column 'hypothesis' of a: got 1 in row 1"),
-        ("text,rationale\nab,0-3\n", r"spans that do not fit .* 'rationale' of a: got 1 in row 1"),
-        ("text,rationale\nab,x\n", r"spans that do not fit .* 'rationale' of a: got 1 in row 1"),
+        ("text,rationale\nab,0-3\n", r"no spans .* 'rationale' of a: got 1 in row 1"),
+        ("text,rationale\nab,x\n", r"no spans .* 'rationale' of a: got 1 in row 1"),
         (
             "a,b\n1,2\n",
             r"a has no column that is known to hold texts: got a, b, expected one of te",
@@ -140,7 +140,7 @@ def test_sources_that_are_not_there(tmp_path):
         load_dataset(tmp_path / "nothing.csv")
     with pytest.raises(InputError, match=r"no such file: got reviews\.xlsx"):
         load_dataset("reviews.xlsx")
-    with pytest.raises(InputError, match="got a folder"):
+    with pytest.raises(InputError, match="holds no picture"):
         load_dataset(tmp_path)
 
 
@@ -190,3 +190,20 @@ def test_a_name_that_the_hub_does_not_know(monkeypatch):
 def test_columns_must_have_one_length():
     with pytest.raises(ValueError, match="2 values for 1 texts"):
         Dataset("x", ("a",), None, None, None, ("1", "2"), None, "")
+
+
+def test_a_rationale_may_be_the_passage_itself(tmp_path):
+    path = tmp_path / "tweets.csv"
+    path.write_text('text,label,chosen\n" so dull, so dull",0,so dull\nfine,1,\n')
+    data = load_dataset(path, rationale_column="chosen")
+    assert data.rationales == (((1, 8),), ())
+    lines = tmp_path / "tweets.jsonl"
+    lines.write_text('{"text": "so dull, so loud", "rationale": ["loud", "so"]}\n')
+    assert load_dataset(lines).rationales == (((12, 16), (0, 2)),)
+
+
+def test_a_passage_that_is_not_in_the_text_is_named(tmp_path):
+    path = tmp_path / "tweets.csv"
+    path.write_text("text,rationale\nso dull,bright\n")
+    with pytest.raises(InputError, match=r"no spans .* or passages of the text in column .* row 1"):
+        load_dataset(path)

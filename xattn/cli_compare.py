@@ -1,4 +1,4 @@
-"""The commands of the harness: compare, report, metrics."""
+"""The commands of the harness: compare, report, agreement, metrics."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from typing import Annotated, Any, cast, get_args
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from xattn import files
 from xattn.application import command
 from xattn.errors import InputError
 from xattn.evaluation import OPERATORS, Comparison, metrics
+from xattn.evaluation.agreement import between_runs
 from xattn.evaluation.comparison import load as load_comparison
 from xattn.evaluation.store import STUDY
 from xattn.evaluation.study import Study
@@ -241,6 +243,33 @@ def report_command(
     page.write_report(result, path)
     show_leaderboard(result)
     console.print(f"report: {path}", soft_wrap=True, markup=False)
+
+
+@command("agreement")
+def agreement_command(
+    directories: Annotated[
+        list[Path], typer.Argument(help="Two or more folders that xattn compare has written.")
+    ],
+    debug: DebugOption = False,
+) -> None:
+    """Show how alike each method's scores are in several runs: seeds, checkpoints, precisions."""
+    runs = {str(folder): load_comparison(folder).attributions for folder in directories}
+    found = between_runs(runs)
+    table = Table(title="Kendall's τ of the scores, mean over texts")
+    for column in ("method", "first", "second"):
+        table.add_column(column, overflow="fold")
+    for column in ("τ", "95 % interval", "top 3 shared", "texts"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in found.to_dict("records"):
+        low, high = row["low"], row["high"]
+        table.add_row(
+            *(str(row[name]) for name in ("method", "first", "second")),
+            f"{row['tau']:.2f}",
+            "-" if low != low else f"{low:.2f} to {high:.2f}",
+            f"{row['overlap']:.0%}",
+            str(row["n"]),
+        )
+    console.print(table)
 
 
 @command("metrics")

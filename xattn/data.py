@@ -8,7 +8,8 @@ texts: ``premise`` and ``hypothesis``, ``sentence1`` and ``sentence2``, ``questi
 ``question2``, ``question`` and ``sentence``, ``text`` and ``pair``. The label is ``label``,
 ``labels``, ``class`` or ``sentiment``. ``rationale``, ``id`` and ``kind`` are read where they
 exist. A rationale says which characters of the text a person found decisive: ``12-19;30-40`` or
-a list of ``[start, end]``, the end not included.
+a list of ``[start, end]``, the end not included; or it is the passage itself, or a list of them,
+where each stands first.
 
 For models of pictures the text is the name of a file, in the column ``picture`` or ``image``,
 counted from the folder of the table. A folder of pictures is a data set, too; in folders within it
@@ -317,19 +318,23 @@ def _labels(name: str, frame: pd.DataFrame, column: str) -> tuple[Label, ...]:
 def _rationales(
     name: str, frame: pd.DataFrame, column: str, texts: Sequence[str]
 ) -> tuple[tuple[Span, ...], ...]:
-    parsed = [_spans(value) for value in frame[column]]
+    parsed = [_spans(value, text) for value, text in zip(frame[column], texts, strict=True)]
     bad = [
         spans is None or any(not 0 <= start < end <= len(text) for start, end in spans)
         for spans, text in zip(parsed, texts, strict=True)
     ]
-    _check_rows(name, column, pd.Series(bad), "spans that do not fit the text (12-19;30-40)")
+    _check_rows(name, column, pd.Series(bad), "no spans (12-19;30-40) or passages of the text")
     return tuple(spans or () for spans in parsed)
 
 
-def _spans(value: Any) -> tuple[Span, ...] | None:
+def _spans(value: Any, text: str) -> tuple[Span, ...] | None:
     """Return the spans of one cell, none for an empty cell, or None if it cannot be read."""
     if value is None or (isinstance(value, float) and pd.isna(value)):
         return ()
+    passages = [value] if isinstance(value, str) else list(value)
+    if passages and all(isinstance(p, str) and p.strip() and p.strip() in text for p in passages):
+        found = [(text.index(p.strip()), p.strip()) for p in passages]
+        return tuple((start, start + len(p)) for start, p in found)
     try:
         if isinstance(value, str):
             value = [part.split("-") for part in value.split(";") if part.strip()]
