@@ -23,7 +23,8 @@ from torch import Tensor
 
 import xattn
 from xattn.evaluation import Dataset, Design, Scorer, load_dataset
-from xattn.evaluation.block import Findings, Known, measure
+from xattn.evaluation.block import Findings, Known
+from xattn.evaluation.measuring import measure
 from xattn.evaluation.runner import blocks
 from xattn.model import Model
 from xattn.model.batching import buckets

@@ -11,7 +11,7 @@ the number::
             full, half = yield case.only([len(case), len(case) // 2])
             return full - half
 
-The built-in ones are found by listing ``xattn.evaluation.metrics``, third-party ones through the
+The built-in ones are found by listing ``xattn.evaluation.measures``, third-party ones through the
 entry-point group ``xattn.metrics``.
 """
 
@@ -79,5 +79,5 @@ class Elsewhere(Metric, Protocol):
         ...
 
 
-metrics: Registry[Metric] = Registry("xattn.metrics", "metric", "xattn.evaluation.metrics")
+metrics: Registry[Metric] = Registry("xattn.metrics", "metric", "xattn.evaluation.measures")
 register = metrics.registering(MetricDeclaration)

@@ -21,9 +21,10 @@ import torch
 
 from xattn.data import Dataset
 from xattn.errors import InputError, ModelError
-from xattn.evaluation.block import NOTHING, Block, Findings, measure
+from xattn.evaluation.block import NOTHING, Block, Findings
 from xattn.evaluation.comparison import Comparison, assembled
 from xattn.evaluation.design import DEFAULT_METRICS, PLAUSIBLE, Design
+from xattn.evaluation.measuring import measure
 from xattn.evaluation.store import STUDY, Store, code
 from xattn.explanations import ALL, explain, parameters, refusals
 from xattn.model import Model

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from xattn.errors import InputError
 from xattn.model import Model
 from xattn.model.game import games, scattered, worth
-from xattn.model.operators import get_operator
+from xattn.model.operators import OPERATORS
 from xattn.model.scorer import Scorer
 from xattn.registry import register
 from xattn.types import Batch, Target
@@ -19,9 +20,10 @@ Removal = str
 
 
 def check_operator(method: str, operator: Removal) -> None:
-    """Raise `UnknownNameError` unless the operator exists."""
-    if operator != "auto":
-        get_operator(operator)
+    """Raise `InputError` unless the operator exists."""
+    if operator != "auto" and operator.partition(":")[0] not in OPERATORS:
+        known = ", ".join(("auto", *OPERATORS))
+        raise InputError(f"operator of {method}", got=repr(operator), expected=f"one of {known}")
 
 
 @register(

@@ -53,7 +53,9 @@ def comparison() -> Comparison:
         for order in ("morf", "lerf")
         for fraction in (0.0, 0.5, 1.0)
     ]
-    cost = [(example, method, 0.1, 1.0, 1.0, np.nan) for example in range(2) for method in METHODS]
+    cost = [
+        (example, method, 0.1, 1.0, 1.0, 1e6, np.nan) for example in range(2) for method in METHODS
+    ]
     return Comparison(
         scores=pd.DataFrame(rows, columns=["example", "method", "operator", "metric", "value"]),
         curves=pd.DataFrame(
@@ -61,7 +63,7 @@ def comparison() -> Comparison:
         ),
         cost=pd.DataFrame(
             cost,
-            columns=["example", "method", "seconds", "forward_passes", "backward_passes", "gap"],
+            columns=["example", "method", "seconds", "forward_passes", "backward_passes", "memory", "gap",],
         ),
         attributions=[attribution(m, 7 * e + i) for e in range(2) for i, m in enumerate(METHODS)],
         examples=pd.DataFrame(

@@ -8,8 +8,8 @@ import pytest
 
 from xattn.errors import InputError, UnknownNameError
 from xattn.evaluation import Bounds, Case
-from xattn.evaluation.metrics.deletion import steps
-from xattn.evaluation.metrics.eraser import counts
+from xattn.evaluation.measures.deletion import steps
+from xattn.evaluation.measures.eraser import counts
 
 
 @pytest.fixture

@@ -1,7 +1,10 @@
 """The whole comparison, on real models."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 
 from xattn import testing
 from xattn.data import Dataset, load_dataset
@@ -184,3 +187,11 @@ def test_texts_over_the_limit(demo):
 def test_no_text_is_refused(demo):
     with pytest.raises(InputError, match="no text is given"):
         compare(demo, dataset_of([]), ["rollout"], ["delete"])
+
+
+def test_costs_have_the_memory_of_each_method(demo):
+    result = compare(demo, load_dataset(limit=3), ["rollout", "occlusion"], ["mask"])
+    memory = result.cost["memory"]
+    known = Path("/proc/self/clear_refs").exists() or torch.cuda.is_available()
+    assert memory.notna().all() == known
+    assert (memory.dropna() >= 0).all()

@@ -9,6 +9,7 @@ import xattn
 from xattn.errors import InputError, UnknownNameError
 from xattn.evaluation import OPERATORS, compare, get_operator, load_dataset
 from xattn.model.drawing import DRAWS
+from xattn.model.entrances import TokenEntrance
 from xattn.model.game import games, worth
 from xattn.model.operators import drawing_from
 from xattn.model.scorer import Scorer
@@ -42,6 +43,26 @@ def test_matches_the_reference(name, pair, demo, reference):
         expected = reference.without(demo, encoding, name, set(gone.tolist()))
         row = apply(name, demo, encoding, gone)
         assert row == {key: values.tolist() for key, values in expected.items()}
+
+
+def test_what_is_joined_and_read_again_is_another_text(demo):
+    """The example of docs/evaluation.md."""
+    tokenizer = demo.tokenizer
+    [encoding] = demo.encode(["My interest evaporated well before the killer was unmasked."])
+    gone = encoding.removable[
+        tokenizer.convert_ids_to_tokens(encoding.row["input_ids"])[1:-1].index("##ap")
+    ]
+    keep = np.arange(len(encoding)) != gone
+    [row] = get_operator("delete")(demo, encoding.row, keep[None])
+    [again] = demo.encode([tokenizer.decode(row["input_ids"], skip_special_tokens=True)])
+    assert tokenizer.convert_ids_to_tokens(row["input_ids"])[3:6] == ["ev", "##ora", "##ted"]
+    assert tokenizer.convert_ids_to_tokens(again.row["input_ids"])[3:5] == ["evo", "##rated"]
+    removed, other = (
+        float(demo.logits(demo.collate([r])).softmax(-1)[0, demo.label_id("positive")])
+        for r in (row, again.row)
+    )
+    assert round(removed, 2) == 0.13
+    assert round(other, 2) == 0.69
 
 
 def test_pairs_keep_token_types_and_both_separators(demo):
@@ -137,6 +158,22 @@ def test_the_mean_embedding_is_what_the_network_is_given(demo):
     expected = demo.score(inputs, target, embeddings)
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
     assert abs(found[0] - found[1]) > 1e-3
+
+
+class Scaled(torch.nn.Embedding):
+    """As Gemma and BART do."""
+
+    def forward(self, input):
+        return 3 * super().forward(input)
+
+
+def test_the_mean_is_of_what_the_module_returns_and_follows_its_table():
+    module = Scaled(9000, 4)
+    entrance = TokenEntrance(module, "input_ids", lambda kind: 0)
+    torch.testing.assert_close(entrance.mean().float(), 3 * module.weight.mean(0))
+    with torch.no_grad():
+        module.weight.add_(1.0)
+    torch.testing.assert_close(entrance.mean().float(), 3 * module.weight.mean(0))
 
 
 def test_blank_tokens_of_a_batch_are_its_own(demo):

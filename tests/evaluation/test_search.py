@@ -7,7 +7,7 @@ import pytest
 
 from xattn.evaluation import Case, Scorer
 from xattn.evaluation.case import gone
-from xattn.evaluation.metrics.deletion import steps
+from xattn.evaluation.measures.deletion import steps
 from xattn.model.game import Worths
 from xattn.model.search import beam_search, search
 

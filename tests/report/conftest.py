@@ -103,11 +103,19 @@ def comparison(plan: Plan) -> Comparison:
         curves=curves,
         cost=pd.DataFrame(
             [
-                (number, item.method, 0.02, 1.0, 2.0, np.nan if item.gap is None else item.gap)
+                (number, item.method, 0.02, 1.0, 2.0, 1e6, np.nan if item.gap is None else item.gap)
                 for number in numbers
                 for item in attributions[number * len(methods) : (number + 1) * len(methods)]
             ],
-            columns=["example", "method", "seconds", "forward_passes", "backward_passes", "gap"],
+            columns=[
+                "example",
+                "method",
+                "seconds",
+                "forward_passes",
+                "backward_passes",
+                "memory",
+                "gap",
+            ],
         ),
         attributions=attributions,
         examples=pd.DataFrame(

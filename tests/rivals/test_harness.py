@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import metric_rivals as harness
 import numpy as np
 import pytest
 
@@ -13,6 +12,7 @@ from xattn.evaluation import Comparison, Dataset, compare, load_dataset
 from xattn.model import Model
 from xattn.types import Floats
 
+harness = pytest.importorskip("metric_rivals")  # in benchmarks/; see .ci/rivals
 METHOD = "input_x_gradient"
 
 

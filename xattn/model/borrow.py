@@ -194,23 +194,24 @@ def shaken(tables: Sequence[tuple[nn.Module, Noise]]) -> Iterator[None]:
 
 
 @contextmanager
-def averaged(tables: Sequence[tuple[nn.Module, Tensor]]) -> Iterator[None]:
+def averaged(tables: Sequence[tuple[nn.Module, Tensor, Tensor]]) -> Iterator[None]:
     """Make embedding tables return their mean row at some tokens, for one forward pass.
 
     Parameters
     ----------
-    tables : sequence of (Module, Tensor)
-        With ``[batch, token]`` bool each, in the order in which the network asks them.
+    tables : sequence of (Module, Tensor, Tensor)
+        With ``[batch, token]`` bool and ``[hidden]`` each, in the order in which the network asks
+        them.
     """
-    waiting: dict[nn.Module, list[Tensor]] = {}
-    for table, blank in tables:
-        waiting.setdefault(table, []).append(blank)
+    waiting: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
+    for table, blank, mean in tables:
+        waiting.setdefault(table, []).append((blank, mean))
 
     def hook(module: Any, args: Any, output: Tensor) -> Tensor:
         if not waiting[module]:
             return output
-        mean = module.weight.float().mean(0).to(output)
-        return torch.where(waiting[module].pop(0)[:, :, None], mean, output)
+        blank, mean = waiting[module].pop(0)
+        return torch.where(blank[:, :, None], mean.to(output), output)
 
     handles = [table.register_forward_hook(hook) for table in waiting]
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,10 @@ BLANK = "blank"
 """The array, ``[token]``, that is 1 where the mean embedding shall stand in place of a token's own;
 of the decoder of an encoder-decoder ``decoder_blank``."""
 BLANKS = (BLANK, f"decoder_{BLANK}")
+CHUNK = 8192
+"""Rows of a table that are looked up together."""
+_MEANS: WeakKeyDictionary[nn.Module, tuple[tuple[int, int], Tensor]] = WeakKeyDictionary()
+"""Mean embeddings, with the state of the table that they are of."""
 Inputs = Mapping[str, Tensor]
 Forward = Callable[[], Any]
 
@@ -74,6 +79,22 @@ class TokenEntrance:
         """Return the embeddings of one token, everywhere."""
         ids = inputs[self.ids]
         return self.module(torch.full_like(ids, self.token_id(kind)))  # type: ignore[no-any-return]
+
+    def mean(self) -> Tensor:
+        """Return the mean embedding of the vocabulary, ``[hidden]``.
+
+        Looked up and not taken from the table: some modules scale what they find.
+        """
+        weight = self.module.weight
+        # shuffled copies of a network change their tables in place
+        state = weight.data_ptr(), 0 if weight.is_inference() else weight._version
+        if self.module not in _MEANS or _MEANS[self.module][0] != state:
+            numbers = torch.arange(weight.shape[0], device=weight.device)
+            with torch.no_grad():
+                starts = range(0, len(numbers), CHUNK)
+                parts = [self.module(numbers[i : i + CHUNK]).double().sum(0) for i in starts]
+            _MEANS[self.module] = state, torch.stack(parts).sum(0) / len(numbers)
+        return _MEANS[self.module][1]
 
     def output(self, inputs: Inputs, embeddings: Tensor) -> Tensor:
         """Return the embeddings, cut to the table's width."""
@@ -174,8 +195,8 @@ def of_texts(network: Any, paired: bool, token_id: Callable[[str], int]) -> list
     ]
 
 
-def blanked(streams: Sequence[Entrance], inputs: Inputs) -> list[tuple[nn.Module, Tensor]]:
-    """Return the modules whose embeddings are blank at some tokens, and at which.
+def blanked(streams: Sequence[Entrance], inputs: Inputs) -> list[tuple[nn.Module, Tensor, Tensor]]:
+    """Return the modules whose embeddings are blank at some tokens, at which, and their mean.
 
     Parameters
     ----------
@@ -183,12 +204,12 @@ def blanked(streams: Sequence[Entrance], inputs: Inputs) -> list[tuple[nn.Module
     inputs : mapping
         With `BLANK`, the array that says at which, if there is any.
     """
-    found: list[tuple[nn.Module, Tensor]] = []
+    found: list[tuple[nn.Module, Tensor, Tensor]] = []
     for stream in streams:
         if isinstance(stream, TokenEntrance):
             blank = inputs.get(stream.ids.removesuffix("input_ids") + BLANK)
             if blank is not None:
-                found.append((stream.module, blank.bool()))
+                found.append((stream.module, blank.bool(), stream.mean()))
     return found
 
 

@@ -14,8 +14,8 @@ from sklearn.metrics import average_precision_score
 
 from xattn.errors import InputError
 from xattn.evaluation.case import Case, Ordering
+from xattn.evaluation.measures.eraser import ERASER
 from xattn.evaluation.metric import register
-from xattn.evaluation.metrics.eraser import ERASER
 from xattn.types import Bools
 
 POINTING = "Zhang et al. 2018, Top-down Neural Attention by Excitation Backprop (IJCV)"

@@ -10,8 +10,8 @@ import numpy as np
 
 from xattn.errors import InputError, UnknownNameError
 from xattn.evaluation.case import Case
+from xattn.evaluation.measures.sampled import at_least_two
 from xattn.evaluation.metric import register
-from xattn.evaluation.metrics.sampled import at_least_two
 from xattn.evaluation.randomisation import STAGES, agreement, shuffled
 from xattn.model import Model
 
@@ -58,7 +58,7 @@ class MaxSensitivity:
     def __call__(self, case: Case) -> float:
         """Return the largest relative change."""
         length = float(np.linalg.norm(case.scores))
-        if not length:
+        if not length or not case.elsewhere:
             return float("nan")
         return max(float(np.linalg.norm(o - case.scores)) for o in case.elsewhere) / length
 
@@ -104,5 +104,6 @@ class ParameterRandomisation:
 
     def __call__(self, case: Case) -> float:
         """Return the correlation."""
-        [other] = case.elsewhere
-        return agreement(case.scores, other)
+        if not case.elsewhere or not len(case):
+            return float("nan")
+        return agreement(case.scores, case.elsewhere[0])
