@@ -63,7 +63,10 @@ def comparison() -> Comparison:
         ),
         cost=pd.DataFrame(
             cost,
-            columns=["example", "method", "seconds", "forward_passes", "backward_passes", "memory", "gap",],
+            columns=[
+                *("example", "method", "seconds", "forward_passes", "backward_passes"),
+                *("memory", "gap"),
+            ],
         ),
         attributions=[attribution(m, 7 * e + i) for e in range(2) for i, m in enumerate(METHODS)],
         examples=pd.DataFrame(
