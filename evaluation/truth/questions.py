@@ -53,7 +53,7 @@ def draw_questions(count: int, seed: int) -> Questions:
     >>> drawn = draw_questions(1, seed=0)
     >>> words = f"{drawn.texts[0]} {drawn.pairs[0]}".split()
     >>> [word for word, decides in zip(words, drawn.truth[0]) if decides]
-    ['carla', 'attic', 'carla']
+    ['boris', 'attic', 'boris']
     """
     draw = np.random.default_rng(seed)
     texts, pairs, labels, truth = [], [], [], []

@@ -31,8 +31,8 @@ class Peak:
     Examples
     --------
     >>> with Peak(torch.device("cpu")) as peak:
-    ...     _ = torch.ones(2**22)
-    >>> peak.bytes is None or peak.bytes > 2**23
+    ...     _ = torch.ones(2**24)
+    >>> peak.bytes is None or peak.bytes > 2**25
     True
     """
 
