@@ -165,10 +165,21 @@ def _attach(
 
 def check_same(logits: Tensor, plain: Tensor, dtype: torch.dtype) -> None:
     """Raise `AttentionError` if logits with a tap are not those without, for weights of a type."""
-    difference, scale = _difference(logits, plain)
-    allowed = TOLERANCE.get(dtype, 1e-4) * max(1.0, scale)
+    difference, allowed = _compared(logits, plain, dtype)
     if difference > allowed:
         raise AttentionError(f"logits differ by {difference:.2g}, more than {allowed:.1g}")
+
+
+def same(logits: Tensor, plain: Tensor, dtype: torch.dtype) -> bool:
+    """Return whether logits are the same, as far as weights of a type can tell."""
+    difference, allowed = _compared(logits, plain, dtype)
+    return difference <= allowed
+
+
+def _compared(logits: Tensor, plain: Tensor, dtype: torch.dtype) -> tuple[float, float]:
+    """Return the largest difference, and how large it may be."""
+    difference, scale = _difference(logits, plain)
+    return difference, TOLERANCE.get(dtype, 1e-4) * max(1.0, scale)
 
 
 def _difference(logits: Tensor, plain: Tensor) -> tuple[float, float]:

@@ -156,6 +156,16 @@ class Runner(ABC):
         """The parameters that the network's ``forward`` names."""
         return frozenset(inspect.signature(self.network.forward).parameters)
 
+    @property
+    def edited(self) -> bool:
+        """Whether something is being changed while the network runs."""
+        return bool(self._edits)
+
+    @property
+    def caches(self) -> bool:
+        """Whether the network takes and returns keys and values of earlier tokens."""
+        return {"past_key_values", "use_cache"} <= self._named
+
     def verify(self) -> None:
         """Verify everything that tracing relies on, once a model; later calls cost nothing.
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from xattn.errors import ModelError
 from xattn.model import Model
 from xattn.model.batching import buckets
+from xattn.model.prefixes import Prefixes
 from xattn.types import Ints, Row, Target
 
 
@@ -39,6 +40,7 @@ class Scorer:
         self.model = model
         self.asked = 0
         self.run = 0
+        self.prefixes = Prefixes(model)
         self.clear()
 
     def clear(self) -> None:
@@ -141,7 +143,16 @@ class Scorer:
         return target(self.logits(rows)).double().numpy()
 
     def forward(self, rows: Sequence[Row]) -> Tensor:
-        """Run inputs through the model in groups of similar length; ``[input, class]``."""
+        """Run inputs through the model in groups of similar length; ``[input, class]``.
+
+        Where they begin alike and the model is causal, beginnings are run once.
+        """
+        try:
+            shared = self.prefixes.logits(rows)
+        except torch.OutOfMemoryError:  # caches take memory that plain passes do not
+            shared = None
+        if shared is not None:
+            return shared
         table = torch.empty(len(rows), len(self.model.labels))
 
         def run(group: Ints) -> None:
