@@ -12,7 +12,7 @@ from xattn.model import Model, Suppress, mark
 from xattn.model.prefixes import Prefixes, stretches
 from xattn.model.scorer import Scorer
 from xattn.testing import TEXTS, network_state
-from xattn.types import Row
+from xattn.types import Row, Target
 
 DECODERS = ("gpt2", "llama", "qwen2")
 
@@ -39,7 +39,8 @@ def test_stretches_hold_every_beginning_once() -> None:
     rows = [draw.integers(0, 2, size=n) for n in draw.integers(1, 14, size=60)]
     cut = stretches(rows)
     for i, row in enumerate(rows):
-        [(number, node)] = [(j, part.ends[i]) for j, part in enumerate(cut) if i in part.ends]
+        [number] = [j for j, part in enumerate(cut) if i in part.ends]
+        node = cut[number].nodes[i]
         pieces = []
         for part in cut[number::-1]:
             pieces.append(part.tokens[node])
@@ -108,3 +109,25 @@ def test_what_caches_cannot_serve_is_left_alone(demo: Model, tiny_of: Callable[.
     with model.edit(Suppress("one")):
         assert Prefixes(model, least=0).logits(rows) is None
     assert marked is not encoding
+
+
+@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize("places", [1, 3])
+def test_targets_of_language_models_are_those_without_caches(
+    tiny_of: Callable[..., Model], family: str, places: int
+) -> None:
+    model = tiny_of(family, task="generate")
+    rows = [row for row in variants(model) if len(row["input_ids"]) > 8]
+    draw = np.random.default_rng(2)
+    label = torch.from_numpy(draw.integers(5, 40, size=(len(rows), places)))
+    ends = np.array([len(row["input_ids"]) for row in rows])
+    position = torch.from_numpy(ends[:, None] - 1 - np.arange(places) * 4)
+    target = Target(label, quantity="log_probability", position=position)
+    prefixes = Prefixes(model, least=0)
+    shared = prefixes.values(rows, target)
+    assert shared is not None
+    plain = torch.cat(
+        [model.score(model.collate([row]), target[torch.tensor([i])]) for i, row in enumerate(rows)]
+    )
+    torch.testing.assert_close(shared, plain, atol=1e-4, rtol=1e-4)
+    assert prefixes.run < 0.8 * prefixes.tokens

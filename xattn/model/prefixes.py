@@ -8,7 +8,8 @@ behind one and the same beginning goes through the network once, however many in
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from transformers import DynamicCache
 from xattn.model.adapter import Model
 from xattn.model.attach import same
 from xattn.model.entrances import BLANKS
-from xattn.types import Ints, Row
+from xattn.types import Ints, Row, Target
 
 STRETCHES = 4
 """Into how many stretches inputs are cut."""
@@ -28,6 +29,8 @@ WORTH = 0.8
 """Share of the tokens up to which the caches are worth their trouble."""
 LARGE = 5_000_000
 """Parameters from which on what is saved is more than what sorting and copying takes."""
+HELD = 2**26
+"""Logits that are held together."""
 TRIED = 4
 """Inputs on which a network is tried."""
 
@@ -45,8 +48,10 @@ class Stretch:
     """Which of the stretch before each goes on from."""
     numbers: dict[bytes, int] = field(default_factory=dict)
     """By the bytes of everything up to its end."""
-    ends: dict[int, int] = field(default_factory=dict)
-    """Of each input that ends here, which it is."""
+    nodes: dict[int, int] = field(default_factory=dict)
+    """Of each input that reaches here, which it is."""
+    ends: list[int] = field(default_factory=list)
+    """The inputs that end here."""
 
 
 def stretches(rows: Sequence[Ints]) -> list[Stretch]:
@@ -76,15 +81,15 @@ def stretches(rows: Sequence[Ints]) -> list[Stretch]:
                 stretch.numbers[key] = len(stretch.tokens)
                 stretch.tokens.append(row[start : start + size])
                 stretch.parents.append(int(before[i]))
-            before[i] = stretch.numbers[key]
+            before[i] = stretch.nodes[i] = stretch.numbers[key]
             if len(row) <= start + size:
-                stretch.ends[i] = int(before[i])
+                stretch.ends.append(i)
         found.append(stretch)
     return found
 
 
 class Prefixes:
-    """Runs classifiers that read from left to right with their beginnings shared.
+    """Runs models that read from left to right with their beginnings shared.
 
     Parameters
     ----------
@@ -102,33 +107,83 @@ class Prefixes:
         self.model = model
         self.tokens = self.run = 0
         small = sum(parameter.numel() for parameter in model.network.parameters()) < least
-        self._serves: bool | None = False if small else None
+        self._serves: bool | None = False if small or not model.caches else None
 
     def logits(self, rows: Sequence[Row]) -> Tensor | None:
         """Return ``[input, class]``, or None where caches do not serve or are not worth it.
 
         The first time, what comes out is compared with what the network says without caches.
         """
+        cut = self._cut(rows, len(self.model.labels))
+        if cut is None:
+            return None
+        if self._serves is None:
+            some = [rows[i] for i in cut[0][0][:TRIED]]
+            plain = self.model.logits(self.model.collate(some)).cpu()
+            again = self._run(stretches([row["input_ids"] for row in some]), len(some))[:, 0]
+            self._serves = same(again, plain, self.model.dtype)
+        if not self._serves:
+            return None
+        found = torch.empty(len(rows), len(self.model.labels))
+        for group, parts in cut:
+            found[group] = self._run(parts, len(group))[:, 0]
+        return found
+
+    def values(self, rows: Sequence[Row], target: Target) -> Tensor | None:
+        """Return the target of each input, ``[input]``, as `logits` does."""
+        if target.position is None:
+            return None
+        places = target.position.view(len(rows), -1).cpu().numpy()
+        cut = self._cut(rows, places.shape[1] * self.model.network.config.vocab_size)
+        if cut is None:
+            return None
+        if self._serves is None:
+            some = cut[0][0][:TRIED]
+            inputs = self.model.collate([rows[i] for i in some])
+            plain = self.model.score(inputs, target[_index(some, target.label.device)]).cpu()
+            parts = stretches([rows[i]["input_ids"] for i in some])
+            again = self._asked(parts, places[some], target, some)
+            self._serves = same(again, plain, self.model.dtype)
+        if not self._serves:
+            return None
+        found = torch.empty(len(rows))
+        for group, parts in cut:
+            found[group] = self._asked(parts, places[group], target, group)
+        return found
+
+    def _asked(
+        self, parts: Sequence[Stretch], places: Ints, target: Target, group: Sequence[int]
+    ) -> Tensor:
+        """Return the targets of a group, ``[input]``."""
+        logits = self._run(parts, len(group), places)
+        own = target[_index(group, target.label.device)].to("cpu")
+        assert own.position is not None
+        now = torch.arange(places.shape[1]).expand(len(group), -1).reshape(own.position.shape)
+        return replace(own, position=now)(logits)
+
+    def _cut(self, rows: Sequence[Row], size: int) -> list[tuple[list[int], list[Stretch]]] | None:
+        """Return groups of inputs with their stretches, or None if it is not worth it.
+
+        Parameters
+        ----------
+        rows : sequence of Row
+        size : int
+            Logits of one input.
+        """
         if self._serves is False or not self._fit(rows):
             return None
         ids = [row["input_ids"] for row in rows]
         order = sorted(range(len(ids)), key=lambda i: ids[i].tobytes())
-        together = max(1, GROUP * self.model.budget // max(map(len, ids)))
+        together = min(GROUP * self.model.budget // max(map(len, ids)), HELD // size)
+        together = max(TRIED, together)
         groups = [order[i : i + together] for i in range(0, len(order), together)]
         cut = [stretches([ids[i] for i in group]) for group in groups]
         all_tokens = sum(map(len, ids))
         needed = sum(len(tokens) for group in cut for part in group for tokens in part.tokens)
         if needed > WORTH * all_tokens:
             return None
-        if self._serves is None:
-            self._serves = self._tried([rows[i] for i in order[:TRIED]])
-            if not self._serves:
-                return None
-        found = torch.empty(len(rows), len(self.model.labels))
-        for group, parts in zip(groups, cut, strict=True):
-            found[group] = self._run(parts, len(group))
         self.tokens, self.run = self.tokens + all_tokens, self.run + needed
-        return found
+        return list(zip(groups, cut, strict=True))
 
     def _fit(self, rows: Sequence[Row]) -> bool:
         """Whether inputs are nothing but ids, all of them seen, none of them padding."""
@@ -136,7 +191,7 @@ class Prefixes:
         read = {*model.input_names, *BLANKS}
         pads = [] if model.pad_id is None else [model.pad_id]
         if (
-            model.task.name != "classify"
+            model.task.name not in ("classify", "generate")
             or model.edited
             or "attention_mask" not in model.input_names
         ):
@@ -148,45 +203,63 @@ class Prefixes:
             for row in rows
         )
 
-    def _tried(self, rows: Sequence[Row]) -> bool:
-        """Whether the network says the same with caches as without."""
-        if not self.model.caches:
-            return False
-        plain = self.model.logits(self.model.collate(rows)).cpu()
-        cached = self._run(stretches([row["input_ids"] for row in rows]), len(rows))
-        return same(cached, plain, self.model.dtype)
-
-    def _run(self, parts: Sequence[Stretch], count: int) -> Tensor:
-        model, found = self.model, torch.empty(count, len(self.model.labels))
+    def _run(self, parts: Sequence[Stretch], count: int, places: Ints | None = None) -> Tensor:
+        """Return the logits ``[input, place, class]`` at some places, or of each whole input."""
+        model = self.model
+        found: Tensor | None = None
         caches: Caches = []
         for number, part in enumerate(parts):
-            wanted = parts[number + 1].parents if number + 1 < len(parts) else []
+            follows = parts[number + 1] if number + 1 < len(parts) else None
+            wanted = [] if follows is None else follows.parents
             kept = sorted(set(wanted))
-            width = max(map(len, part.tokens))
-            size = max(1, model.budget // (part.start + width))
+            if places is None:
+                inputs, at = (
+                    np.array(list(part.ends), dtype=np.int64),
+                    np.zeros(len(part.ends), int),
+                )
+                keep, offsets = None, at
+            else:
+                end = np.inf if follows is None else follows.start
+                inputs, at = np.nonzero((places >= part.start) & (places < end))
+                keep, offsets = np.unique(places[inputs, at] - part.start, return_inverse=True)
+            size = max(1, model.budget // (part.start + max(map(len, part.tokens))))
             logits, grown = [], []
             for first in range(0, len(part.tokens), size):
                 chosen = range(first, min(first + size, len(part.tokens)))
-                own, cache = self._pass(part, chosen, caches)
+                own, cache = self._pass(part, chosen, caches, keep)
                 logits.append(own)
                 on = _index([i - first for i in kept if i in chosen], model.device)
                 if len(on):  # what goes on is as wide as the stretch
                     grown.append([(k[on], v[on]) for k, v in cache])
             table = torch.cat(logits)
-            for row, node in part.ends.items():
-                found[row] = table[node]
+            if found is None:
+                width = 1 if places is None else places.shape[1]
+                found = torch.empty(count, width, table.shape[-1])
+            nodes = [part.nodes[i] for i in inputs.tolist()]
+            found[inputs, at] = table[nodes, offsets]
             caches = [
                 (torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer]))
                 for layer in zip(*grown, strict=True)
             ]
-            places = {node: i for i, node in enumerate(kept)}
-            if number + 1 < len(parts):
-                parts[number + 1].parents[:] = [places[node] for node in wanted]
+            if follows is not None:
+                where = {node: i for i, node in enumerate(kept)}
+                follows.parents[:] = [where[node] for node in wanted]
         model.passes.forward += count
+        assert found is not None
         return found
 
-    def _pass(self, part: Stretch, chosen: range, caches: Caches) -> tuple[Tensor, Caches]:
-        """Run some stretches behind what they go on from; return logits and their caches."""
+    def _pass(
+        self, part: Stretch, chosen: range, caches: Caches, keep: Ints | None
+    ) -> tuple[Tensor, Caches]:
+        """Run some stretches behind what they go on from.
+
+        Returns
+        -------
+        logits : Tensor
+            ``[stretch, place, class]`` at the places to keep, in the stretch; those behind its end
+            mean nothing. Without any, what the network says of the whole.
+        caches : list
+        """
         model = self.model
         rows = [
             {"input_ids": part.tokens[i], "attention_mask": np.ones_like(part.tokens[i])}
@@ -200,15 +273,18 @@ class Prefixes:
         for layer, (keys, values) in enumerate(caches):
             cache.update(keys[parents], values[parents], layer)
         with torch.no_grad(), model.borrowed(inputs):
-            output = model.network(
-                input_ids=inputs["input_ids"],
-                attention_mask=whole,
-                past_key_values=cache,
-                use_cache=True,
-            )
-            logits = model.task.logits(output, None, inputs).float().cpu()
+            options: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
+            at = None if keep is None else _index(keep.clip(max=mask.shape[1] - 1), model.device)
+            if at is not None and not len(at):
+                at = _index([0], model.device)
+            if at is not None and model.keeps:
+                options["logits_to_keep"] = at
+            output = model.network(input_ids=inputs["input_ids"], attention_mask=whole, **options)
+            logits = model.task.logits(output, at, inputs).float().cpu()
+        if logits.ndim == 2:
+            logits = logits[:, None]
         return logits, [(layer.keys, layer.values) for layer in cache.layers]
 
 
-def _index(places: Sequence[int], device: torch.device) -> Tensor:
-    return torch.tensor(places, dtype=torch.long, device=device)
+def _index(places: Sequence[int] | Ints, device: torch.device) -> Tensor:
+    return torch.as_tensor(places, dtype=torch.long, device=device)

@@ -145,7 +145,7 @@ class Runner(ABC):
         given: dict[str, Any] = {name: inputs[name] for name in self.input_names if name in inputs}
         if "pixel_values" in given:
             given["pixel_values"] = given["pixel_values"].to(self.dtype)
-        if keep is not None and "logits_to_keep" in self._named:
+        if keep is not None and self.keeps:
             given["logits_to_keep"] = keep
         if "use_cache" in self._named:  # keys and values of all layers, which one pass never reads
             given["use_cache"] = False
@@ -164,7 +164,12 @@ class Runner(ABC):
     @property
     def caches(self) -> bool:
         """Whether the network takes and returns keys and values of earlier tokens."""
-        return {"past_key_values", "use_cache"} <= self._named
+        return {"past_key_values", "use_cache"} <= self._named and not self.paired
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the network computes the logits of chosen positions alone."""
+        return "logits_to_keep" in self._named
 
     def verify(self) -> None:
         """Verify everything that tracing relies on, once a model; later calls cost nothing.

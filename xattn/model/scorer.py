@@ -116,6 +116,10 @@ class Scorer:
     ) -> npt.NDArray[np.float64]:
         """Return the targets of some inputs, in groups of similar length."""
         values = np.empty(len(which))
+        asked = target[torch.tensor(which, device=target.label.device)]
+        shared = self._shared(lambda: self.prefixes.values([rows[i] for i in which], asked))
+        if shared is not None:
+            return shared.double().numpy()
 
         def run(group: Ints) -> None:
             here = [which[i] for i in group]
@@ -147,10 +151,7 @@ class Scorer:
 
         Where they begin alike and the model is causal, beginnings are run once.
         """
-        try:
-            shared = self.prefixes.logits(rows)
-        except torch.OutOfMemoryError:  # caches take memory that plain passes do not
-            shared = None
+        shared = self._shared(lambda: self.prefixes.logits(rows))
         if shared is not None:
             return shared
         table = torch.empty(len(rows), len(self.model.labels))
@@ -161,6 +162,13 @@ class Scorer:
 
         self._grouped([length(row) for row in rows], run)
         return table
+
+    def _shared(self, run: Callable[[], Tensor | None]) -> Tensor | None:
+        """Return what comes of shared beginnings; None if they do not serve."""
+        try:
+            return run()
+        except torch.OutOfMemoryError:  # caches take memory that plain passes do not
+            return None
 
     def _grouped(self, lengths: Sequence[int], run: Callable[[Ints], None]) -> None:
         """Run inputs in groups of similar length; a group that the memory lacks is halved."""
