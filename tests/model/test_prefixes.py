@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from xattn.evaluation.truth.words import word_tokenizer
 from xattn.model import Model, Suppress, mark
 from xattn.model.prefixes import Prefixes, stretches
 from xattn.model.scorer import Scorer
@@ -15,6 +17,8 @@ from xattn.testing import TEXTS, network_state
 from xattn.types import Row, Target
 
 DECODERS = ("gpt2", "llama", "qwen2")
+REMEMBER_OTHERWISE = {"openai-gpt", "deepseek_v32", "qwen3_next", "jamba"}
+"""Causal architectures that keep no keys and values, or not these alone."""
 
 
 def variants(model: Model, count: int = 40) -> list[Row]:
@@ -131,3 +135,29 @@ def test_targets_of_language_models_are_those_without_caches(
     )
     torch.testing.assert_close(shared, plain, atol=1e-4, rtol=1e-4)
     assert prefixes.run < 0.8 * prefixes.tokens
+
+
+def test_every_architecture_is_served_rightly_or_not_at_all(architecture: Any) -> None:
+    if not architecture.causal:
+        pytest.skip("does not read from left to right alone")
+    words = [f"w{i}" for i in range(60)]
+    model = Model(architecture.build(), word_tokenizer(words, "[CLS] $A", 40), name="tiny")
+    draw = np.random.default_rng(0)
+    whole = draw.integers(5, 60, size=24)
+    rows: list[Row] = []
+    for _ in range(12):
+        ids = np.where(draw.random(24) < np.linspace(-0.5, 0.5, 24), 4, whole)
+        rows.append({"input_ids": ids, "attention_mask": np.ones_like(ids)})
+    label = torch.from_numpy(draw.integers(5, 60, size=(len(rows), 1)))
+    target = Target(label, position=torch.full((len(rows), 1), 23))
+    if model.task.name == "classify":
+        target = Target(label[:, 0] % len(model.labels))
+        logits = Prefixes(model, least=0).logits(rows)
+        shared = None if logits is None else target(logits)
+    else:
+        shared = Prefixes(model, least=0).values(rows, target)
+    if shared is None:
+        assert architecture.kind in REMEMBER_OTHERWISE
+        return
+    plain = model.score(model.collate(rows), target)
+    torch.testing.assert_close(shared, plain, atol=2e-4, rtol=1e-3)

@@ -7,7 +7,7 @@ behind one and the same beginning goes through the network once, however many in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -120,8 +120,8 @@ class Prefixes:
         if self._serves is None:
             some = [rows[i] for i in cut[0][0][:TRIED]]
             plain = self.model.logits(self.model.collate(some)).cpu()
-            again = self._run(stretches([row["input_ids"] for row in some]), len(some))[:, 0]
-            self._serves = same(again, plain, self.model.dtype)
+            parts = stretches([row["input_ids"] for row in some])
+            self._serves = self._agrees(plain, lambda: self._run(parts, len(some))[:, 0])
         if not self._serves:
             return None
         found = torch.empty(len(rows), len(self.model.labels))
@@ -142,14 +142,24 @@ class Prefixes:
             inputs = self.model.collate([rows[i] for i in some])
             plain = self.model.score(inputs, target[_index(some, target.label.device)]).cpu()
             parts = stretches([rows[i]["input_ids"] for i in some])
-            again = self._asked(parts, places[some], target, some)
-            self._serves = same(again, plain, self.model.dtype)
+            self._serves = self._agrees(
+                plain, lambda: self._asked(parts, places[some], target, some)
+            )
         if not self._serves:
             return None
         found = torch.empty(len(rows))
         for group, parts in cut:
             found[group] = self._asked(parts, places[group], target, group)
         return found
+
+    def _agrees(self, plain: Tensor, cached: Callable[[], Tensor]) -> bool:
+        """Return whether a network takes the caches and says with them what it says without."""
+        try:
+            return same(cached(), plain, self.model.dtype)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # of networks that remember in another way, each has its own complaint
+            return False
 
     def _asked(
         self, parts: Sequence[Stretch], places: Ints, target: Target, group: Sequence[int]
@@ -213,11 +223,9 @@ class Prefixes:
             wanted = [] if follows is None else follows.parents
             kept = sorted(set(wanted))
             if places is None:
-                inputs, at = (
-                    np.array(list(part.ends), dtype=np.int64),
-                    np.zeros(len(part.ends), int),
-                )
-                keep, offsets = None, at
+                inputs = np.array(part.ends, dtype=np.int64)
+                keep, offsets = None, np.zeros_like(inputs)
+                at = offsets
             else:
                 end = np.inf if follows is None else follows.start
                 inputs, at = np.nonzero((places >= part.start) & (places < end))
