@@ -33,6 +33,7 @@ class ToyModel:
     labels = ("yes", "no")
     link = "softmax"
     budget = 256
+    caches = False
     input_names = ("attention_mask", "input_ids")
     tokenizer = SimpleNamespace(
         mask_token_id=3, pad_token_id=0, unk_token_id=1, eos_token_id=None, bos_token_id=None

@@ -106,8 +106,8 @@ class Prefixes:
     def __init__(self, model: Model, least: int = LARGE) -> None:
         self.model = model
         self.tokens = self.run = 0
-        small = sum(parameter.numel() for parameter in model.network.parameters()) < least
-        self._serves: bool | None = False if small or not model.caches else None
+        large = model.caches and sum(p.numel() for p in model.network.parameters()) >= least
+        self._serves: bool | None = None if large else False
 
     def logits(self, rows: Sequence[Row]) -> Tensor | None:
         """Return ``[input, class]``, or None where caches do not serve or are not worth it.
