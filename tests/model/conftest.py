@@ -360,6 +360,12 @@ def architecture(request: pytest.FixtureRequest) -> Architecture:
     return ARCHITECTURES[request.param]
 
 
+@pytest.fixture(params=[name for name, line in ARCHITECTURES.items() if line.causal])
+def decoder(request: pytest.FixtureRequest) -> Architecture:
+    """Every architecture in turn that reads from left to right alone."""
+    return ARCHITECTURES[request.param]
+
+
 @pytest.fixture(params=[name for name, line in ARCHITECTURES.items() if line.serves])
 def editable(request: pytest.FixtureRequest) -> Architecture:
     """Every architecture in turn whose attention can be edited and differentiated."""

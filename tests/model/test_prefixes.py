@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from xattn.errors import ModelError
 from xattn.evaluation.truth.words import word_tokenizer
-from xattn.model import Model, Suppress, mark
+from xattn.model import Model, Suppress
 from xattn.model.prefixes import Prefixes, stretches
 from xattn.model.scorer import Scorer
 from xattn.testing import TEXTS, network_state
@@ -79,8 +80,8 @@ def test_small_batches_give_the_same(tiny_of: Callable[..., Model], budget: int)
     finally:
         model.budget = before
     plain = torch.cat([model.logits(model.collate([row])) for row in rows])
-    if shared is not None:  # small groups may share too little
-        torch.testing.assert_close(shared, plain, atol=1e-5, rtol=1e-4)
+    assert shared is not None
+    torch.testing.assert_close(shared, plain, atol=1e-5, rtol=1e-4)
 
 
 def test_scores_are_the_same_through_the_scorer(tiny_of: Callable[..., Model]) -> None:
@@ -108,11 +109,32 @@ def test_what_caches_cannot_serve_is_left_alone(demo: Model, tiny_of: Callable[.
         for _ in range(10)
     ]
     assert Prefixes(model, least=0).logits(apart) is None  # nothing in common
-    [encoding] = model.encode(TEXTS[:1])
-    marked = mark(encoding, "one", positions=[1])
     with model.edit(Suppress("one")):
         assert Prefixes(model, least=0).logits(rows) is None
-    assert marked is not encoding
+
+
+def test_logits_that_are_not_finite_are_told(tiny_of: Callable[..., Model]) -> None:
+    model = tiny_of("gpt2")
+    rows, prefixes = variants(model), Prefixes(model, least=0)
+    assert prefixes.logits(rows) is not None
+    kept = model.network.score.weight.detach().clone()
+    try:
+        with torch.no_grad():
+            model.network.score.weight[0, 0] = torch.nan
+        with pytest.raises(ModelError, match="logits are not finite"):
+            prefixes.logits(rows)
+    finally:
+        with torch.no_grad():
+            model.network.score.weight.copy_(kept)
+
+
+def test_an_input_is_one_pass(tiny_of: Callable[..., Model]) -> None:
+    model = tiny_of("gpt2")
+    rows, prefixes = variants(model), Prefixes(model, least=0)
+    prefixes.logits(rows)
+    before = model.passes.forward
+    prefixes.logits(rows)
+    assert model.passes.forward - before == len(rows)
 
 
 @pytest.mark.parametrize("family", DECODERS)
@@ -137,11 +159,9 @@ def test_targets_of_language_models_are_those_without_caches(
     assert prefixes.run < 0.8 * prefixes.tokens
 
 
-def test_every_architecture_is_served_rightly_or_not_at_all(architecture: Any) -> None:
-    if not architecture.causal:
-        pytest.skip("does not read from left to right alone")
+def test_every_architecture_is_served_rightly_or_not_at_all(decoder: Any) -> None:
     words = [f"w{i}" for i in range(60)]
-    model = Model(architecture.build(), word_tokenizer(words, "[CLS] $A", 40), name="tiny")
+    model = Model(decoder.build(), word_tokenizer(words, "[CLS] $A", 40), name="tiny")
     draw = np.random.default_rng(0)
     whole = draw.integers(5, 60, size=24)
     rows: list[Row] = []
@@ -157,7 +177,7 @@ def test_every_architecture_is_served_rightly_or_not_at_all(architecture: Any) -
     else:
         shared = Prefixes(model, least=0).values(rows, target)
     if shared is None:
-        assert architecture.kind in REMEMBER_OTHERWISE
+        assert decoder.kind in REMEMBER_OTHERWISE
         return
     plain = model.score(model.collate(rows), target)
     torch.testing.assert_close(shared, plain, atol=2e-4, rtol=1e-3)

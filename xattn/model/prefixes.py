@@ -7,15 +7,16 @@ behind one and the same beginning goes through the network once, however many in
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from xattn.errors import XattnWarning
 from xattn.model.adapter import Model
 from xattn.model.attach import same
 from xattn.model.entrances import BLANKS
@@ -131,7 +132,7 @@ class Prefixes:
 
     def values(self, rows: Sequence[Row], target: Target) -> Tensor | None:
         """Return the target of each input, ``[input]``, as `logits` does."""
-        if target.position is None:
+        if target.position is None or self._serves is False:
             return None
         places = target.position.view(len(rows), -1).cpu().numpy()
         cut = self._cut(rows, places.shape[1] * self.model.network.config.vocab_size)
@@ -158,7 +159,12 @@ class Prefixes:
             return same(cached(), plain, self.model.dtype)
         except torch.OutOfMemoryError:
             raise
-        except Exception:  # of networks that remember in another way, each has its own complaint
+        except Exception as error:  # each network has its own complaint; without caches it goes on
+            warnings.warn(
+                f"{self.model.name} runs every input whole, since it takes no cache: {error}",
+                XattnWarning,
+                stacklevel=2,
+            )
             return False
 
     def _asked(
@@ -215,7 +221,7 @@ class Prefixes:
 
     def _run(self, parts: Sequence[Stretch], count: int, places: Ints | None = None) -> Tensor:
         """Return the logits ``[input, place, class]`` at some places, or of each whole input."""
-        model = self.model
+        model, before = self.model, self.model.passes.forward
         found: Tensor | None = None
         caches: Caches = []
         for number, part in enumerate(parts):
@@ -252,7 +258,7 @@ class Prefixes:
             if follows is not None:
                 where = {node: i for i, node in enumerate(kept)}
                 follows.parents[:] = [where[node] for node in wanted]
-        model.passes.forward += count
+        model.passes.forward = before + count  # an input is a pass, in however many stretches
         assert found is not None
         return found
 
@@ -273,22 +279,18 @@ class Prefixes:
             {"input_ids": part.tokens[i], "attention_mask": np.ones_like(part.tokens[i])}
             for i in chosen
         ]
-        inputs = model.collate(rows)
+        inputs = dict(model.collate(rows))
         mask = inputs["attention_mask"]
-        whole = torch.cat([mask.new_ones(len(mask), part.start), mask], dim=1)
-        cache = DynamicCache()
-        parents = _index([part.parents[i] for i in chosen], model.device)
+        inputs["attention_mask"] = torch.cat([mask.new_ones(len(mask), part.start), mask], dim=1)
+        cache, parents = DynamicCache(), _index([part.parents[i] for i in chosen], model.device)
         for layer, (keys, values) in enumerate(caches):
             cache.update(keys[parents], values[parents], layer)
+        at = keep
+        if at is not None:  # of a stretch where nothing is read, any place
+            at = np.zeros(1, dtype=np.int64) if not len(at) else at.clip(max=mask.shape[1] - 1)
         with torch.no_grad(), model.borrowed(inputs):
-            options: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
-            at = None if keep is None else _index(keep.clip(max=mask.shape[1] - 1), model.device)
-            if at is not None and not len(at):
-                at = _index([0], model.device)
-            if at is not None and model.keeps:
-                options["logits_to_keep"] = at
-            output = model.network(input_ids=inputs["input_ids"], attention_mask=whole, **options)
-            logits = model.task.logits(output, at, inputs).float().cpu()
+            kept = None if at is None else _index(at, model.device)
+            logits = model.forward(inputs, kept, cache).cpu()
         if logits.ndim == 2:
             logits = logits[:, None]
         return logits, [(layer.keys, layer.values) for layer in cache.layers]

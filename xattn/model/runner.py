@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from xattn.errors import AttentionError, InputError, ModelError, XattnWarning
 from xattn.model import batching, borrow, entrances, images, interventions, wrappers
@@ -123,11 +124,19 @@ class Runner(ABC):
         with torch.no_grad(), self.borrowed(inputs):
             return self.forward(inputs, chosen)
 
-    def forward(self, inputs: Mapping[str, Tensor], keep: Tensor | None = None) -> Tensor:
-        """Return the logits of one forward pass, in float32; within `borrowed`."""
+    def forward(
+        self,
+        inputs: Mapping[str, Tensor],
+        keep: Tensor | None = None,
+        cache: DynamicCache | None = None,
+    ) -> Tensor:
+        """Return the logits of one forward pass, in float32; within `borrowed`.
+
+        With a `cache`, of tokens that go on from those in it, which grows.
+        """
         pads = (self.pad_id, getattr(self.tokenizer, "pad_token_id", None))
         batching.refuse_left_padding(inputs, {i for i in pads if i is not None})
-        logits = self.task.logits(self.output(inputs, keep), keep, inputs)
+        logits = self.task.logits(self.output(inputs, keep, cache), keep, inputs)
         self.passes.forward += len(logits)
         if not bool(logits.isfinite().all()):
             bad = int((~logits.flatten(1).isfinite().all(-1)).nonzero()[0])
@@ -140,15 +149,22 @@ class Runner(ABC):
             )
         return logits.float()
 
-    def output(self, inputs: Mapping[str, Tensor], keep: Tensor | None = None) -> Any:
+    def output(
+        self,
+        inputs: Mapping[str, Tensor],
+        keep: Tensor | None = None,
+        cache: DynamicCache | None = None,
+    ) -> Any:
         """Return what the network returns."""
         given: dict[str, Any] = {name: inputs[name] for name in self.input_names if name in inputs}
         if "pixel_values" in given:
             given["pixel_values"] = given["pixel_values"].to(self.dtype)
-        if keep is not None and self.keeps:
+        if keep is not None and "logits_to_keep" in self._named:
             given["logits_to_keep"] = keep
         if "use_cache" in self._named:  # keys and values of all layers, which one pass never reads
-            given["use_cache"] = False
+            given["use_cache"] = cache is not None
+        if cache is not None:
+            given["past_key_values"] = cache
         return self.network(**given)
 
     @cached_property
@@ -163,13 +179,14 @@ class Runner(ABC):
 
     @property
     def caches(self) -> bool:
-        """Whether the network takes and returns keys and values of earlier tokens."""
-        return {"past_key_values", "use_cache"} <= self._named and not self.paired
+        """Whether the network remembers earlier tokens by their keys and values, and these alone.
 
-    @property
-    def keeps(self) -> bool:
-        """Whether the network computes the logits of chosen positions alone."""
-        return "logits_to_keep" in self._named
+        Hybrids keep states of other kinds as well, which cannot be cut into tokens.
+        """
+        if self.paired or not {"past_key_values", "use_cache"} <= self._named:
+            return False
+        layers = DynamicCache(config=self.network.config).layers
+        return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
     def verify(self) -> None:
         """Verify everything that tracing relies on, once a model; later calls cost nothing.
