@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification
 
-from xattn import cli
+from xattn import commands, terminal
 from xattn import demo as shipped
 from xattn.__main__ import main
 from xattn.errors import InputError
@@ -36,7 +36,7 @@ Run = Callable[..., tuple[int, str, str]]
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """Run the command line in an empty folder; return exit code, output and errors."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli.console, "_width", 200)
+    monkeypatch.setattr(terminal.console, "_width", 200)
 
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["xattn", *arguments])
@@ -295,7 +295,7 @@ def test_usage_errors(run: Run) -> None:
 def test_debug_shows_the_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["xattn", "explain", " ", "--debug"])
     with pytest.raises(InputError):
-        cli.app()
+        commands.app()
 
 
 def test_damaged_model(run: Run, tmp_path: Path) -> None:
@@ -336,7 +336,7 @@ def test_ctrl_c_while_libraries_are_imported(
     def interrupted() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "app", interrupted)
+    monkeypatch.setattr(commands, "app", interrupted)
     with pytest.raises(SystemExit, match="130"):
         main()
     assert capsys.readouterr().err.startswith("xattn: interrupted")

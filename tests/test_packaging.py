@@ -59,6 +59,8 @@ def test_floors_are_kept() -> None:
     floors = [
         {
             "xattn.errors",
+            "xattn.charts",
+            "xattn.finding",
             "xattn.types",
             "xattn.render",
             "xattn.files",
@@ -72,9 +74,11 @@ def test_floors_are_kept() -> None:
         {"xattn.methods"},
         {"xattn.explanations", "xattn.testing", "xattn.evaluation"},
         {"xattn.effects"},
+        {"xattn.cases"},
+        {"xattn.analysis"},
         {"xattn.report"},
         {"xattn.terminal", "xattn.options"},
-        {"xattn.cli"},
+        {"xattn.commands"},
         {"xattn.__main__"},
     ]
 

@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """Run the command line; Ctrl-C is answered from the first moment on."""
     try:
-        from xattn.cli import app  # takes seconds: it imports torch and transformers
+        from xattn.commands import app  # takes seconds: it imports torch and transformers
 
         app()
     except KeyboardInterrupt:

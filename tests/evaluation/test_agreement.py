@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import xattn
-from xattn.cli import app
+from xattn.commands import app
 from xattn.errors import InputError
 from xattn.evaluation import compare, load, load_dataset
 from xattn.evaluation.agreement import between_runs

@@ -8,7 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 import xattn
-from xattn.cli import app
+from xattn.commands import app
 from xattn.errors import InputError, UnknownNameError
 from xattn.evaluation.truth import PROBLEMS, Problem, ground_truth
 from xattn.evaluation.truth.compiled import ANSWERS, DECOYS, PLAIN

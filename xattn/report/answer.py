@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from xattn.evaluation import Comparison
+from xattn.evaluation import Comparison, Interval
 from xattn.report.ranking import Place, level_with_best
 
 
@@ -80,3 +81,10 @@ def listed(names: Sequence[str]) -> str:
     """
     *others, last = names
     return f"{', '.join(others)} and {last}" if others else last
+
+
+def between(interval: Interval) -> str:
+    """Return an interval in brackets; nothing where one text gives none."""
+    if math.isnan(interval.low):
+        return ""
+    return f"[{number(interval.low)}, {number(interval.high)}]"

@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from functools import cache
-from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
@@ -20,6 +17,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from xattn import files
+from xattn.report.assets import asset, environment
 from xattn.types import AttentionMaps
 
 INK, SOFT, MARK = "#1d1c1a", "#66635d", "#c8500a"
@@ -193,28 +191,19 @@ def render_maps_html(
     text = json.dumps(data, separators=(",", ":"))
     for sign in "<>&":  # a token "</script>" must not end the element that holds the data
         text = text.replace(sign, f"\\u{ord(sign):04x}")
-    return _template().render(
-        count=len(maps.tokens)
-        if maps.keys == maps.tokens
-        else f"{len(maps.tokens)} × {len(maps.keys)}",
-        layers=len(names),
-        heads=len(columns),
-        columns=columns,
-        readers=[maps.tokens[i] for i in np.flatnonzero(readers(maps.readout))],
-        data=Markup(text),
-        css=_asset("maps.css"),
-        script=_asset("maps.js"),
+    return (
+        environment()
+        .get_template("maps.html.j2")
+        .render(
+            count=len(maps.tokens)
+            if maps.keys == maps.tokens
+            else f"{len(maps.tokens)} × {len(maps.keys)}",
+            layers=len(names),
+            heads=len(columns),
+            columns=columns,
+            readers=[maps.tokens[i] for i in np.flatnonzero(readers(maps.readout))],
+            data=Markup(text),
+            css=asset("maps.css"),
+            script=asset("maps.js"),
+        )
     )
-
-
-def _asset(name: str) -> Markup:
-    return Markup(resources("xattn.report").joinpath(name).read_text(encoding="utf-8"))
-
-
-@cache
-def _template() -> jinja2.Template:
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("xattn", "report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    ).get_template("maps.html.j2")

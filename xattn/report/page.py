@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from xattn import files
+from xattn import charts, files
 from xattn.errors import XattnError
-from xattn.evaluation import Comparison, Interval
+from xattn.evaluation import Comparison
 from xattn.evaluation.agreement import agreement_by_text
 from xattn.evaluation.comparison import declared
 from xattn.evaluation.design import YARDSTICKS
+from xattn.finding import Finding
 from xattn.registry import methods as registry
 from xattn.report import curves, diagrams, examples, measures
-from xattn.report.answer import answer, number, texts
+from xattn.report.answer import answer, texts
+from xattn.report.assets import asset, environment
 from xattn.report.cautions import cautions
 from xattn.report.measures import metric_label
 from xattn.report.notes import notes
@@ -68,13 +67,15 @@ class View:
     extremes: list[tuple[str, list[tuple[str, str]]]]
 
 
-def render_report(comparison: Comparison) -> str:
+def render_report(comparison: Comparison, findings: Sequence[Finding] = ()) -> str:
     """Return the report as one HTML page that needs nothing else, not even a network.
 
     Parameters
     ----------
     comparison : Comparison
         What `xattn.evaluation.compare` returned.
+    findings : sequence of Finding, optional
+        What analyses of the same model found, a section each.
 
     Returns
     -------
@@ -90,7 +91,7 @@ def render_report(comparison: Comparison) -> str:
     attributions = by_text(comparison)
     agreement = agreement_by_text(attributions)
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             title="Which explanations can be trusted?",
@@ -117,18 +118,19 @@ def render_report(comparison: Comparison) -> str:
             bottom=curves.BOTTOM,
             cost=cost(comparison, leading.places),
             rule=examples.RULE,
+            findings=findings,
             examples=examples.shown(comparison, attributions, agreement, order),
             metrics=list(metric_terms(comparison.scores["metric"].unique())),
             methods=[method_term(label) for label in contenders(comparison)],
             command=find(comparison.provenance, "command"),
             provenance=list(flat(comparison.provenance)),
-            css=asset("report.css"),
+            css=asset("report.css") + Markup(charts.CSS),
             script=asset("report.js"),
         )
     )
 
 
-def write_report(comparison: Comparison, path: Path) -> None:
+def write_report(comparison: Comparison, path: Path, findings: Sequence[Finding] = ()) -> None:
     """Write `render_report`'s page to `path`, whole or not at all.
 
     Raises
@@ -136,32 +138,7 @@ def write_report(comparison: Comparison, path: Path) -> None:
     InputError
         If the file cannot be written.
     """
-    files.write_text(path, render_report(comparison))
-
-
-def asset(name: str) -> Markup:
-    """Return a file of this package, to stand in a page as it is."""
-    return Markup(resources("xattn.report").joinpath(name).read_text(encoding="utf-8"))
-
-
-@cache
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("xattn", "report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
-    environment.filters["number"] = number
-    environment.filters["between"] = between
-    return environment
-
-
-def between(interval: Interval) -> str:
-    """Return an interval in brackets; nothing where one text gives none."""
-    if math.isnan(interval.low):
-        return ""
-    return f"[{number(interval.low)}, {number(interval.high)}]"
+    files.write_text(path, render_report(comparison, findings))
 
 
 def _view(

@@ -1,4 +1,4 @@
-"""The command line: explain, edit, maps, methods; and the commands of the other `cli` modules."""
+"""The commands on single texts: explain, edit, maps, methods."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated, Any, cast, get_args
 
 import typer
 
-from xattn import cli_bench, cli_compare, files
-from xattn.application import app, command
+from xattn import files
+from xattn.application import command
 from xattn.effects import effect
 from xattn.errors import InputError
 from xattn.explanations import DEFAULT_METHODS, expanded, explain
@@ -54,8 +54,6 @@ from xattn.terminal import (
     to_json,
 )
 from xattn.types import Quantity, Unit
-
-__all__ = ["app", "cli_bench", "cli_compare"]
 
 
 @command("explain")

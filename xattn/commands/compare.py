@@ -40,6 +40,7 @@ from xattn.options import (
 from xattn.registry import defaults
 from xattn.registry import methods as registry
 from xattn.report import page
+from xattn.report.findings import read_findings
 from xattn.terminal import console, show_leaderboard
 from xattn.types import Quantity, Unit
 
@@ -179,7 +180,7 @@ def compare_command(
     _check(chosen.methods or (), chosen.metrics or ())
     files.require_writable(out)
     result = _run(chosen, out, resume=resume, jobs=jobs)
-    result.save(out, {"report.html": page.render_report(result)})
+    result.save(out, {"report.html": page.render_report(result, read_findings(out))})
     show_leaderboard(result)
     console.print(f"report: {out / 'report.html'}", soft_wrap=True, markup=False)
     if len(result.failures):
@@ -240,7 +241,7 @@ def report_command(
     """Draw the report of a comparison again, without a model."""
     result = load_comparison(directory)
     path = directory / "report.html" if html is None else html
-    page.write_report(result, path)
+    page.write_report(result, path, read_findings(directory))
     show_leaderboard(result)
     console.print(f"report: {path}", soft_wrap=True, markup=False)
 

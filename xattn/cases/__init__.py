@@ -1,0 +1,1 @@
+"""Small models and texts whose answer is known, made on the spot: what the analyses are held to."""
