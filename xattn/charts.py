@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
@@ -76,7 +76,7 @@ def heatmap(part: Heatmap) -> str:
     bar = figure.colorbar(
         mpl.cm.ScalarMappable(scale, colours), ax=axes, fraction=0.09 / across, pad=0.12 / across
     )
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=7.5, colors=SOFT, length=2)
     bar.set_label(part.unit, fontsize=8, color=SOFT)
     return _svg(figure)
@@ -158,7 +158,7 @@ def _svg(figure: Figure) -> str:
     """Return a figure as an SVG element whose inks are those of the page."""
     stream = io.StringIO()
     # ids must differ between the pictures of a page, and be the same in every run
-    settings = {
+    settings: Any = {
         "svg.fonttype": "none", "svg.hashsalt": str(next(_numbers)), "text.parse_math": False,
         "font.family": ["sans-serif"],
     }  # fmt: skip

@@ -1,9 +1,14 @@
-"""The command line: each module adds commands to `app`, in the order of their imports here."""
+"""The command line: each module here adds its commands to `app`, in this order."""
+
+from importlib import import_module
 
 from xattn.application import app
 
-from xattn.commands import explain as _explain  # isort: skip
-from xattn.commands import compare as _compare  # isort: skip
-from xattn.commands import bench as _bench  # isort: skip
-
 __all__ = ["app"]
+
+for _name in (
+    "explain",
+    "compare",
+    "bench",
+):
+    import_module(f"xattn.commands.{_name}")

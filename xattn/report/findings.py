@@ -1,4 +1,4 @@
-"""Findings as files: one page each, and a section in the report of the run whose folder they are in."""
+"""Findings as files: a page each, and a section in the report of the run in whose folder they are."""
 
 from __future__ import annotations
 
