@@ -23,18 +23,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from resident import peak
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     GPT2Config,
     GPT2ForSequenceClassification,
     LlamaConfig,
     LlamaForSequenceClassification,
-    PreTrainedTokenizerFast,
 )
 
+from xattn.evaluation.truth.words import word_tokenizer
 from xattn.methods.rollout import Rollout
 from xattn.model import Model
+from xattn.model.memory import Peak
 
 LENGTHS = (512, 1024, 2048, 4096)
 REPEATS = {512: 7, 1024: 5, 2048: 3, 4096: 3}
@@ -60,14 +59,18 @@ CLASSES = {"gpt2": GPT2ForSequenceClassification, "llama": LlamaForSequenceClass
 
 def build(name: str) -> Model:
     torch.manual_seed(0)
-    words = {word: i for i, word in enumerate(["[PAD]", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[PAD]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", model_max_length=max(LENGTHS)
-    )
     network = CLASSES[name](CONFIGS[name][2]()).eval()
-    return Model(network, fast, name=name, budget=max(LENGTHS))
+    tokenizer = word_tokenizer(WORDS, "$A", max(LENGTHS))
+    return Model(network, tokenizer, name=name, budget=max(LENGTHS))
+
+
+def peak(task: Callable[[], Any]) -> int:
+    """Return the bytes that a call takes above what is held before it."""
+    with Peak(torch.device("cpu")) as taken:
+        task()
+    if taken.bytes is None:
+        raise SystemExit("the high-water mark of memory cannot be reset here")
+    return taken.bytes
 
 
 def tasks(name: str, length: int) -> dict[str, Callable[[], Any]]:

@@ -25,18 +25,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from resident import peak
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
-    PreTrainedTokenizerFast,
 )
 
 import xattn
 from xattn.errors import XattnError
+from xattn.evaluation.truth.words import word_tokenizer
 from xattn.model import Model
 from xattn.registry import methods as registry
 
@@ -53,27 +51,13 @@ def build(size: str) -> tuple[Model, str]:
     if size == "demo":
         return xattn.load(), REVIEW
     torch.manual_seed(0)
-    named = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])}
-    for word in WORDS:
-        named[word] = len(named)
-    tokenizer = Tokenizer(models.WordLevel(named, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-        model_max_length=512,
-    )
     network = (
         BertForSequenceClassification(BertConfig())
         if size == "bert"
         else GPT2ForSequenceClassification(GPT2Config(pad_token_id=0))
     )
     text = " ".join(WORDS[i * i % len(WORDS)] for i in range(TOKENS))
-    return Model(network.eval(), fast, name=size), text
+    return Model(network.eval(), word_tokenizer(WORDS, "$A", 512), name=size), text
 
 
 def seconds(task: Callable[[], Any], repeats: int = 7) -> float:
@@ -104,8 +88,8 @@ def measure(size: str, method: str) -> dict[str, Any]:
     model, text = build(size)
     forward, both = bare(model, text)
     try:
-        item = xattn.explain(model, [text], [method])[0]  # verification, compilation
-        used = peak(lambda: xattn.explain(model, [text], [method]))
+        xattn.explain(model, [text], [method])  # verification, compilation
+        [item] = xattn.explain(model, [text], [method])
         spent = seconds(lambda: xattn.explain(model, [text], [method]))
     except XattnError as error:
         return {"refused": str(error)}
@@ -114,7 +98,7 @@ def measure(size: str, method: str) -> dict[str, Any]:
         "forward": forward,
         "both": both,
         "passes": (item.forward_passes, item.backward_passes),
-        "peak": used,
+        "peak": item.memory,
     }
 
 
@@ -146,11 +130,12 @@ def costs(sizes: list[str], methods: list[str]) -> None:
                 print(f"{method:22} refused: {found['refused']}", flush=True)
                 continue
             ahead, back = found["passes"]
+            used = "—" if found["peak"] is None else f"{found['peak'] / 1e6:.0f}"
             print(
                 f"{method:22} {1e3 * found['seconds']:9.1f} "
                 f"{found['seconds'] / found['forward']:7.1f} "
                 f"{found['seconds'] / found['both']:7.1f} {f'{ahead:g} + {back:g}':>11} "
-                f"{found['peak'] / 1e6:8.0f}",
+                f"{used:>8}",
                 flush=True,
             )
 
