@@ -75,7 +75,7 @@ class _Words(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         ids = features.long().flatten(1)
         ends = [torch.full_like(ids[:, :1], token) for token in (self.first, self.last)]
-        return self.network(input_ids=torch.cat([ends[0], ids, ends[1]], 1)).logits  # type: ignore[no-any-return]
+        return self.network(input_ids=torch.cat([ends[0], ids, ends[1]], 1)).logits
 
 
 def quantus(
