@@ -23,6 +23,25 @@ class Interval(NamedTuple):
     n: int
     """Number of examples."""
 
+    @property
+    def said(self) -> str:
+        """The mean with its interval, as it stands in a sentence."""
+        mean = signed(self.mean)
+        if np.isnan(self.low):
+            return mean
+        return f"{mean} (95 % interval {signed(self.low)} to {signed(self.high)})"
+
+
+def signed(value: float) -> str:
+    """Return a number with its sign, as it stands in a sentence.
+
+    Examples
+    --------
+    >>> signed(-0.123), signed(0.5)
+    ('−0.12', '+0.50')
+    """
+    return f"{value:+z.2f}".replace("-", "−")
+
 
 def interval(
     values: Floats, seed: int, confidence: float = 0.95, resamples: int = 2000

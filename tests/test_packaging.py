@@ -59,6 +59,7 @@ def test_floors_are_kept() -> None:
     floors = [
         {
             "xattn.errors",
+            "xattn.caution",
             "xattn.charts",
             "xattn.finding",
             "xattn.types",

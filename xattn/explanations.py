@@ -41,9 +41,19 @@ DEFAULT_METHODS = ("attention", "rollout", "flow", "integrated_gradients", "atte
 class Explanations(Sequence[Attribution]):
     """Attributions of several texts by several methods: all of text 0, then all of text 1 ..."""
 
-    def __init__(self, items: Sequence[Attribution], per_text: int) -> None:
+    def __init__(
+        self,
+        items: Sequence[Attribution],
+        per_text: int,
+        cases: Sequence[tuple[Encoding, Aim]],
+        by_token: Explanations | None = None,
+    ) -> None:
         self._items = tuple(items)
         self._per_text = per_text
+        self.cases = tuple(cases)
+        """What was explained: a text, as often as it was asked about, and an aim each."""
+        self.by_token = self if by_token is None else by_token
+        """The same with a score for each token."""
 
     @overload
     def __getitem__(self, index: int) -> Attribution: ...
@@ -167,7 +177,7 @@ def explain(
     result = explain_aims(model, cases, built, quantity, progress)
     if unit == "token":
         return result
-    return Explanations([item.grouped(unit) for item in result], len(built))
+    return Explanations([item.grouped(unit) for item in result], len(built), cases, result)
 
 
 def expanded(methods: Sequence[T]) -> list[T | str]:
@@ -251,7 +261,7 @@ def explain_aims(
     ordered = [results[i, j] for i in range(len(cases)) for j in range(len(built))]
     for number in range(len(built)):
         _warn_of_gaps(ordered[number :: len(built)])
-    return Explanations(ordered, len(built))
+    return Explanations(ordered, len(built), cases)
 
 
 def _warn_of_gaps(items: Sequence[Attribution]) -> None:
@@ -317,7 +327,8 @@ class _Meter:
             before, start = self.model.passes.copy(), time.perf_counter()
             yield
             self.seconds += time.perf_counter() - start
-        self.memory = peak.bytes
+        peaks = [m for m in (self.memory, peak.bytes) if m is not None]
+        self.memory = max(peaks, default=None)
         self.passes.forward += self.model.passes.forward - before.forward
         self.passes.backward += self.model.passes.backward - before.backward
 
@@ -340,7 +351,7 @@ def _outcomes(
                 own.seconds += shared.seconds / len(traced)
                 own.passes.forward += shared.passes.forward / len(traced)
                 own.passes.backward += shared.passes.backward / len(traced)
-                own.memory = max((m for m in (own.memory, shared.memory) if m), default=None)
+                own.memory = shared.memory
             elif isinstance(method, Complete):
                 scores, expected = method.attribute(model, batch, target)
             else:

@@ -240,3 +240,20 @@ def defaults(cls: type[Any]) -> dict[str, Any]:
 
 methods: Registry[Method] = Registry("xattn.methods", "method")
 register = methods.registering(Declaration)
+
+
+def family(label: str) -> Literal["attention", "gradients", "other"]:
+    """Return what a method reads: gradients if it needs any, else attention; or neither.
+
+    Parameters
+    ----------
+    label : str
+        Its name, with or without options.
+    """
+    try:
+        needs = methods.get(label.partition(":")[0]).declaration.needs
+    except XattnError:  # of a plug-in that is no longer there
+        return "other"
+    if "gradients" in needs:
+        return "gradients"
+    return "attention" if "attention" in needs else "other"

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from xattn import render
+from xattn.caution import Caution
 from xattn.effects import Effect
 from xattn.evaluation import Comparison
 from xattn.evaluation.comparison import declared
@@ -82,6 +83,15 @@ def show_attributions(items: Sequence[Attribution], heading: str = "") -> None:
             console.print(f"{'':>{width}}  {best}", style="dim", markup=False)
         if item.gap is not None:
             console.print(f"{'':>{width}}  completeness gap {item.gap:+.2g}", style="dim")
+
+
+def show_cautions(cautions: Sequence[Caution]) -> None:
+    """Print what a reader should be warned of, with the evidence and what to do next."""
+    for caution in cautions:
+        console.print()
+        console.print(f"[bold yellow]![/] [bold]{escape(caution.title)}[/]", highlight=False)
+        console.print(f"  {escape(caution.evidence)}", highlight=False)
+        console.print(f"  {escape(caution.remedy)}", highlight=False, style="dim")
 
 
 def show_patches(item: Attribution, picture: Picture, indent: int) -> None:

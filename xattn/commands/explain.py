@@ -8,6 +8,7 @@ from typing import Annotated, Any, cast, get_args
 import typer
 
 from xattn import files
+from xattn.analysis.cautions import cautions
 from xattn.application import command
 from xattn.effects import effect
 from xattn.errors import InputError
@@ -49,6 +50,7 @@ from xattn.terminal import (
     console,
     say_written,
     show_attributions,
+    show_cautions,
     show_effect,
     spans_of,
     to_json,
@@ -77,6 +79,13 @@ def explain_command(
     png: Annotated[Path | None, typer.Option("--png", help="Write a picture.")] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write the scores.")] = None,
     truncate: TruncateOption = False,
+    warn: Annotated[
+        bool,
+        typer.Option(
+            "--cautions/--no-cautions",
+            help="Look for the mistakes that readers of attention make; a few passes more.",
+        ),
+    ] = True,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "float32",
     revision: RevisionOption = None,
@@ -108,8 +117,10 @@ def explain_command(
     )
     for group in result.by_text():
         show_attributions(group)
+    found = cautions(loaded, result) if warn else []
+    show_cautions(found)
     if html is not None:
-        files.write_text(html, tokens.render_attributions_html(list(result)))
+        files.write_text(html, tokens.render_attributions_html(list(result), found))
     if png is not None:
         tokens.render_attributions_png(list(result), png)
     if json is not None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 
-from xattn.errors import XattnError
+from xattn.analysis.cautions import AGGREGATIONS
+from xattn.caution import Caution, kind
 from xattn.evaluation import Comparison
-from xattn.registry import methods as registry
+from xattn.evaluation.statistics import interval
+from xattn.registry import family
 from xattn.report.answer import number
 from xattn.report.examples import wrongly
 from xattn.report.ranking import Place, level_with_best, paired
@@ -22,7 +22,7 @@ from xattn.types import Attribution
 TOP_SHARE = 0.25
 """Share of texts from which on a top token that is special or punctuation is worth a word."""
 LOW_AGREEMENT = 0.3
-"""Median Kendall's τ below which two families of methods tell different stories."""
+"""Mean Kendall's τ below which two families of methods tell different stories."""
 NAMED = 2
 """Pairs of methods that are named; a full list would be read by nobody."""
 GAP = 0.05
@@ -33,16 +33,6 @@ FEW_TEXTS = 30
 """Below this the intervals themselves are guesses."""
 
 Texts = Sequence[Mapping[str, Attribution]]
-
-
-@dataclass(frozen=True)
-class Caution:
-    """Something that limits what may be concluded."""
-
-    title: str
-    evidence: str
-    """The numbers, and the threshold that they crossed."""
-    remedy: str
 
 
 def cautions(
@@ -57,7 +47,7 @@ def cautions(
         too_few_texts(comparison, places, operator),
         not_better_than_random(places),
         wrong_predictions(comparison.examples),
-        turns_on_one_layer(comparison, operator, texts),
+        turns_on_a_choice(comparison, operator, texts),
         families_disagree(agreement),
         top_tokens_are_marks(texts),
         incomplete(texts),
@@ -114,18 +104,18 @@ def wrong_predictions(examples: pd.DataFrame) -> Caution | None:
     )
 
 
-def turns_on_one_layer(comparison: Comparison, operator: str, texts: Texts) -> Caution | None:
-    """Warn if methods that differ in their layer only differ in ABPC by more than chance.
+def turns_on_a_choice(comparison: Comparison, operator: str, texts: Texts) -> Caution | None:
+    """Warn if methods that differ in one choice only differ in ABPC by more than chance.
 
-    Needs a comparison that holds one method at several layers, for example ``attention`` and
-    ``attention:layer=0``.
+    Needs a comparison that holds one method with several layers, heads or other options, for
+    example ``attention`` and ``attention:layer=0``; or several ways to put layers together.
     """
-    found = []
-    for family, members in _by_layer(texts).items():
+    found, choices = [], []
+    for (name, choice), members in _by_choice(texts).items():
         chosen = comparison.scores[
             (comparison.scores["operator"] == operator)
             & (comparison.scores["metric"] == "abpc")
-            & comparison.scores["method"].isin(list(members.values()))
+            & comparison.scores["method"].isin(list(members))
         ]
         means = chosen.groupby("method")["value"].mean().dropna().sort_values(kind="stable")
         if len(means) < 2:
@@ -133,98 +123,89 @@ def turns_on_one_layer(comparison: Comparison, operator: str, texts: Texts) -> C
         worst, best = str(means.index[0]), str(means.index[-1])
         gain = paired(comparison.scores, operator, best, worst)
         if gain.low > 0:
-            layer = {label: number for number, label in members.items()}
+            choices.append(choice)
             found.append(
-                f"{family}: layer {layer[best]} ABPC {number(float(means.iloc[-1]))}, layer "
-                f"{layer[worst]} {number(float(means.iloc[0]))}, difference {gain.mean:.3f} "
+                f"{name}: {choice} {members[best]} ABPC {number(float(means.iloc[-1]))}, {choice} "
+                f"{members[worst]} {number(float(means.iloc[0]))}, difference {gain.mean:.3f} "
                 f"(95 % interval {gain.low:.3f} to {gain.high:.3f})"
             )
     if not found:
         return None
+    named = " and the ".join(dict.fromkeys(choices))
     return Caution(
-        "The result turns on the choice of a layer",
+        f"The result turns on the choice of the {named}",
         "; ".join(found) + ".",
-        "Name the layer whenever you report this method, choose it on other texts than these, or "
-        "use a method that takes all layers into account.",
+        f"Name the {named} whenever you report this method, choose it on other texts than these, "
+        "or use a method that leaves no such choice.",
     )
 
 
-def _by_layer(texts: Texts) -> dict[str, dict[int, str]]:
-    """Group methods that differ in their layer only: family, then layer, then label."""
-    families: dict[str, dict[int, str]] = {}
-    for label, item in (texts[0] if texts else {}).items():
-        layer = item.parameters.get("layer")
-        if isinstance(layer, int):
-            family = label.partition(":")[0]
-            others = {k: v for k, v in item.parameters.items() if k != "layer" and v is not None}
+def _by_choice(texts: Texts) -> dict[tuple[str, str], dict[str, str]]:
+    """Group methods that differ in one option: name and option, then label, then its value.
+
+    `AGGREGATIONS` with no options of their own are a group, too.
+    """
+    groups: dict[tuple[str, str], dict[str, str]] = {}
+    items = texts[0] if texts else {}
+    for label, item in items.items():
+        for option, value in item.parameters.items():
+            others = {k: v for k, v in item.parameters.items() if k != option and v is not None}
+            name = label.partition(":")[0]
             if others:
-                family += f" ({', '.join(f'{k}={v}' for k, v in others.items())})"
-            families.setdefault(family, {})[layer] = label
-    return {family: members for family, members in families.items() if len(members) > 1}
+                name += f" ({', '.join(f'{k}={v}' for k, v in others.items())})"
+            groups.setdefault((name, option), {})[label] = "all" if value is None else str(value)
+    together = {label: label for label in AGGREGATIONS if label in items}
+    groups["attention over the layers", "aggregation"] = together
+    return {group: members for group, members in groups.items() if len(members) > 1}
 
 
 def families_disagree(agreement: pd.DataFrame) -> Caution | None:
     """Warn if attention-based and gradient-based methods order the tokens differently."""
-    medians = agreement.groupby(["first", "second"], sort=False)["tau"].median().dropna()
+    pairs = agreement.dropna(subset="tau").groupby(["first", "second"], sort=False)["tau"]
     across = {
-        f"{first} and {second}": float(median)
-        for first, second, median in medians.reset_index().itertuples(index=False)
-        if {_family(first), _family(second)} == {"attention", "gradients"}
+        f"{first} and {second}": interval(taus.to_numpy(), seed=0)
+        for (first, second), taus in pairs
+        if {family(str(first)), family(str(second))} == {"attention", "gradients"}
     }
-    low = sorted(
-        (pair for pair in across if across[pair] < LOW_AGREEMENT), key=lambda pair: across[pair]
-    )
+    low = {pair: found for pair, found in across.items() if found.mean < LOW_AGREEMENT}
     if not low:
         return None
-    named = "; ".join(f"{pair} {signed(across[pair])}" for pair in low[:NAMED])
+    lowest = sorted(low, key=lambda pair: low[pair].mean)[:NAMED]
+    named = "; ".join(f"{pair} {low[pair].said}" for pair in lowest)
     return Caution(
         "Attention and gradients tell different stories",
-        f"{len(low)} of {len(across)} pairs have a median Kendall’s τ over texts under "
+        f"{len(low)} of {len(across)} pairs have a mean Kendall’s τ over texts under "
         f"{LOW_AGREEMENT} (special tokens left out); lowest: {named}.",
         "High attention is not importance: trust the family that stands higher in the ranking, "
         "and do not quote the other as evidence.",
     )
 
 
-def _family(label: str) -> Literal["attention", "gradients", "other"]:
-    """Return what a method reads: gradients if it needs any, else attention."""
-    try:
-        needs = registry.get(label.partition(":")[0]).declaration.needs
-    except XattnError:
-        return "other"
-    if "gradients" in needs:
-        return "gradients"
-    return "attention" if "attention" in needs else "other"
-
-
 def top_tokens_are_marks(texts: Texts) -> Caution | None:
-    """Warn if the highest-scoring token is often a special token or punctuation."""
+    """Warn if the highest-scoring token is often special, punctuation or a function word."""
     shares, chance = [], []
     labels = texts[0] if texts else ()
     for label in labels:
-        hits = [is_mark(text[label], int(np.argmax(text[label].scores))) for text in texts]
-        if np.mean(hits) >= TOP_SHARE:
-            shares.append(f"{label} {np.mean(hits):.0%}")
-    if not shares:
-        return None
+        tops = Counter(kind(text[label], int(np.argmax(text[label].scores))) for text in texts)
+        del tops[None]
+        share = tops.total() / len(texts)
+        if share >= TOP_SHARE:
+            counted = tops.most_common()
+            kinds = ", ".join(f"{name} {count / len(texts):.0%}" for name, count in counted)
+            shares.append((share, f"{label} {share:.0%} ({kinds})"))
     for text in texts:
         item = next(iter(text.values()))
-        chance.append(np.mean([is_mark(item, i) for i in range(len(item.tokens))]))
+        chance.append(np.mean([kind(item, i) is not None for i in range(len(item.tokens))]))
+    above = [text for share, text in shares if share > np.mean(chance)]
+    if not above:
+        return None
     return Caution(
-        "The top token is often punctuation or a special token",
-        f"Share of texts where it is: {', '.join(shares)}; {np.mean(chance):.0%} would be chance, "
-        f"{TOP_SHARE:.0%} is the threshold.",
+        "The top token is often one that means little",
+        f"Share of texts where it is special, punctuation or a function word: {'; '.join(above)}; "
+        f"{np.mean(chance):.0%} would be chance, {TOP_SHARE:.0%} is the threshold.",
         "Such tokens serve as places to look at when nothing else matters. Read these maps by "
         "their other tokens, or use a method that weighs attention by gradients or values.",
     )
-
-
-def is_mark(attribution: Attribution, index: int) -> bool:
-    """Return whether a token is special or holds nothing but punctuation and symbols."""
-    if attribution.segments[index] < 0:
-        return True
-    token = attribution.tokens[index].strip()
-    return all(unicodedata.category(character)[0] in "PS" for character in token)
 
 
 def incomplete(texts: Texts) -> Caution | None:
@@ -250,8 +231,3 @@ def relative_gap(attribution: Attribution) -> float:
         return math.nan
     expected = float(attribution.scores.sum()) - attribution.gap
     return abs(attribution.gap / expected) if expected else math.nan
-
-
-def signed(value: float) -> str:
-    """Return a number with its sign, as it stands in a sentence."""
-    return f"{value:+z.2f}".replace("-", "−")

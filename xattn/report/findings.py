@@ -1,4 +1,4 @@
-"""Findings as files: a page each, and a section in the report of the run in whose folder they are."""
+"""Findings as files: a page each, and a section in the report of the run they are kept with."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.textpath import TextPath
 
 from xattn import files, render
+from xattn.caution import Caution
 from xattn.report import pictures
 from xattn.report.sheet import FONT, INK, MARGIN, SIZE, SOFT, WIDTH, write
 from xattn.types import Attribution
@@ -40,8 +41,17 @@ class Placed:
     line: int
 
 
-def render_attributions_html(attributions: Sequence[Attribution]) -> str:
-    """Return a self-contained page with the attributions; hovering a token shows its score."""
+def render_attributions_html(
+    attributions: Sequence[Attribution], cautions: Sequence[Caution] = ()
+) -> str:
+    """Return a self-contained page with the attributions; hovering a token shows its score.
+
+    Parameters
+    ----------
+    attributions : sequence of Attribution
+    cautions : sequence of Caution, optional
+        What the reader should be warned of; it stands below.
+    """
     title = attributions[0].prediction if attributions else "no attributions"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -50,10 +60,19 @@ def render_attributions_html(attributions: Sequence[Attribution]) -> str:
         "body{font:16px/1.5 system-ui,'Segoe UI',Roboto,'DejaVu Sans',sans-serif;color:#1d1c1a;"
         "background:#fff;max-width:62rem;margin:2.5rem auto;padding:0 1.2rem}"
         "td{vertical-align:top;padding-top:.2em;padding-bottom:.2em;overflow-wrap:anywhere}"
-        "p{color:#66635d;font-size:.85rem}</style></head>"
+        "p{color:#66635d;font-size:.85rem} aside{border-left:3px solid #e66f1c;margin:1.2rem 0;"
+        "padding:.1rem 1rem;background:#f6f1e6} aside h2{font-size:1rem;margin:.6rem 0 0}"
+        "aside p{margin:.3rem 0 .6rem} aside .evidence{color:inherit}</style></head>"
         f"<body>{render.table(item.line() for item in attributions)}"
         "<p>Blue speaks for what is explained, orange against it; depth is relative to each "
-        "method’s largest score.</p></body></html>"
+        f"method’s largest score.</p>{''.join(map(_aside, cautions))}</body></html>"
+    )
+
+
+def _aside(caution: Caution) -> str:
+    return (
+        f'<aside><h2>{escape(caution.title)}</h2><p class="evidence">{escape(caution.evidence)}</p>'
+        f"<p>{escape(caution.remedy)}</p></aside>"
     )
 
 
