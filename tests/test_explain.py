@@ -61,6 +61,30 @@ def test_methods_that_read_a_trace_share_its_passes(tiny: Model) -> None:
             np.testing.assert_allclose(item.scores, single.scores, atol=1e-5 * max(1, largest))
 
 
+@pytest.mark.parametrize(
+    ("peaks", "expected"), [((7, 3, 9), [7, 9]), ((0, 0, 0), [0, 0]), ((None,) * 3, [None] * 2)]
+)
+def test_the_peak_of_a_shared_trace_is_that_of_its_readers(
+    peaks: tuple[int | None, ...],
+    expected: list[int | None],
+    demo: Model,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    left = iter(peaks)  # the trace, then one reader after the other
+
+    class Peak:
+        def __init__(self, device: torch.device) -> None:
+            self.bytes = next(left)
+
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, *error: object) -> None: ...
+
+    monkeypatch.setattr("xattn.explanations.Peak", Peak)
+    found = xattn.explain(demo, TEXTS[:1], ["saliency", "input_x_gradient"])
+    assert [item.memory for item in found] == expected
+
+
 def test_targets(demo: Model) -> None:
     text = ["A dull, lifeless film."]
     by_default = xattn.explain(demo, text, ["attention_gradient"])[0]
