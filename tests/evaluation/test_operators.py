@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import chisquare
 from transformers import BertConfig, BertForMaskedLM
 
 import xattn
 from xattn.errors import InputError, UnknownNameError
 from xattn.evaluation import OPERATORS, compare, get_operator, load_dataset
+from xattn.model import drawing
 from xattn.model.drawing import DRAWS
 from xattn.model.entrances import TokenEntrance
 from xattn.model.game import games, worth
@@ -243,16 +245,62 @@ def test_a_language_model_fills_in_what_it_finds_likely(demo, teller):
     keep = np.ones((1, len(encoding)), dtype=bool)
     keep[0, encoding.removable[[1, 4]]] = False
     rows = operator(demo, encoding.row, keep)
-    model = xattn.load(str(teller), task="fill")
     masked = np.where(keep[0], encoding.row["input_ids"], demo.tokenizer.mask_token_id)
-    with torch.no_grad():
-        logits = model.network(input_ids=torch.tensor(masked)[None]).logits[0].double()
-    logits[:, demo.tokenizer.all_special_ids] = -torch.inf
-    chances = logits.softmax(-1).numpy()
+    told = chances(teller, demo.tokenizer, masked)
     for row in rows:
         assert np.array_equal(row["input_ids"][keep[0]], encoding.row["input_ids"][keep[0]])
         for place in np.flatnonzero(~keep[0]):
-            assert chances[place, row["input_ids"][place]] > 0.5 / len(demo.tokenizer)
+            assert told[place, row["input_ids"][place]] > 0.5 / len(demo.tokenizer)
+
+
+def chances(teller, tokenizer, ids):
+    """Return what the language model says of each place, ``[token, vocabulary]``."""
+    with torch.no_grad():
+        logits = xattn.load(str(teller), task="fill").network(input_ids=torch.tensor(ids)[None])
+    found = logits.logits[0].double().numpy()
+    found[:, tokenizer.all_special_ids] = -np.inf
+    found = np.exp(found - found.max(1, keepdims=True))
+    return found / found.sum(1, keepdims=True)
+
+
+def test_the_draws_are_those_of_the_slow_way(demo, teller):
+    [encoding] = demo.encode([TEXT])
+    ids = encoding.row["input_ids"]
+    rng = np.random.default_rng(3)
+    keep = (rng.random((9, len(encoding))) < 0.5) | encoding.special
+    keep[0], keep[1] = True, encoding.special
+    rows = get_operator(f"masked-lm:{teller}")(demo, encoding.row, keep)
+    numbers = drawing._numbers(ids)
+    for i, kept in enumerate(keep):
+        told = chances(teller, demo.tokenizer, np.where(kept, ids, demo.tokenizer.mask_token_id))
+        for draw in range(DRAWS):
+            expected = ids.copy()
+            for place in np.flatnonzero(~kept):
+                total = 0.0
+                for token, chance in enumerate(told[place]):  # noqa: B007
+                    total += chance
+                    if total >= numbers[draw, place]:
+                        break
+                expected[place] = token
+            assert np.array_equal(rows[i * DRAWS + draw]["input_ids"], expected)
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely(demo, teller, monkeypatch):
+    draws = 4000
+    monkeypatch.setattr(drawing, "DRAWS", draws)
+    [encoding] = demo.encode([TEXT])
+    keep = np.ones((1, len(encoding)), dtype=bool)
+    place = encoding.removable[2]
+    keep[0, place] = False
+    rows = drawing.by_model(str(teller))(demo, encoding.row, keep)
+    drawn = np.array([row["input_ids"][place] for row in rows])
+    masked = np.where(keep[0], encoding.row["input_ids"], demo.tokenizer.mask_token_id)
+    told = chances(teller, demo.tokenizer, masked)[place]
+    counts = np.bincount(drawn, minlength=len(told))
+    often = np.argsort(-told)[:20]
+    parts = [np.append(of[often], of.sum() - of[often].sum()) for of in (counts, told * draws)]
+    assert parts[1].min() > 5
+    assert chisquare(*parts).pvalue > 0.01
 
 
 def test_what_cannot_be_drawn_is_told(demo, teller, tiny_of):

@@ -13,7 +13,7 @@ the same inputs.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
 import numpy as np
@@ -105,27 +105,33 @@ def by_model(source: str) -> Drawing:
         numbers = _numbers(row[name])
         rows: list[Row] = [{} for _ in range(len(keep) * DRAWS)]
         for group in buckets([len(row[name])] * len(keep), teller.budget):
-            chances = _chances(teller, [masked[i] for i in group])
-            for i, own in zip(group.tolist(), chances, strict=True):
-                # the token at which the sum of the chances passes the number
-                drawn = (own.cumsum(-1)[None] < numbers[:, :, None]).sum(-1)
-                drawn = np.minimum(drawn, own.shape[-1] - 1)
-                for draw in range(DRAWS):
-                    ids = np.where(keep[i], row[name], drawn[draw])
+            found = _drawn(teller, [masked[i] for i in group], ~keep[group], numbers)
+            for i, drawn in zip(group.tolist(), found, strict=True):
+                for draw, new in enumerate(drawn):
+                    ids = row[name].copy()
+                    ids[~keep[i]] = new
                     rows[i * DRAWS + draw] = {**row, name: ids}
         return rows
 
     return remove
 
 
-def _chances(teller: Model, rows: Sequence[Row]) -> Floats:
-    """Return the probability of each token at each place, ``[input, token, vocabulary]``."""
+def _drawn(teller: Model, rows: Sequence[Row], gone: Bools, numbers: Floats) -> Iterator[Ints]:
+    """Yield the tokens that are drawn for each input, ``[draw, token that is gone]``.
+
+    One input after the other: probabilities of all at once would take most of the memory.
+    """
     inputs = teller.collate([{n: row[n] for n in teller.input_names if n in row} for row in rows])
     with torch.no_grad():
-        logits = teller.output(inputs).logits.double()
+        logits = teller.output(inputs).logits
     never = torch.tensor(teller.tokenizer.all_special_ids, device=logits.device)
-    chances: Floats = logits.index_fill(-1, never, -torch.inf).softmax(-1).cpu().numpy()
-    return chances
+    for own, places in zip(logits, torch.from_numpy(gone).to(logits.device), strict=True):
+        chances = own[places].double().index_fill(-1, never, -torch.inf).softmax(-1)
+        levels = torch.from_numpy(numbers.T).to(logits.device)[places].contiguous()
+        # the token at which the sum of the chances passes the number
+        passed = torch.searchsorted(chances.cumsum(-1), levels).clamp(max=chances.shape[-1] - 1)
+        drawn: Ints = passed.T.cpu().numpy()
+        yield drawn
 
 
 @cache
