@@ -21,7 +21,7 @@ from xattn.evaluation.metric import Elsewhere
 from xattn.explanations import explain_aims
 from xattn.model import Model
 from xattn.model.game import Game, Plan, Worths, games
-from xattn.model.operators import drawing_from, get_operator
+from xattn.model.operators import Operator, drawing_from, get_operator
 from xattn.model.scorer import Scorer
 from xattn.model.search import search
 from xattn.registry import Method
@@ -187,10 +187,11 @@ class _Measuring:
         explained: Sequence[Mapping[str, Attribution]],
     ) -> None:
         """Measure everything under one way of removing units."""
-        played = self._games(keys, cases, operator, self.design.quantity)
+        removal = drawing_from(get_operator(operator), self.model, self.block.pool)
+        played = self._games(keys, cases, removal, self.design.quantity)
         metrics = self.design.built_metrics()
         others = {
-            quantity: self._games(keys, cases, operator, quantity)
+            quantity: self._games(keys, cases, removal, quantity)
             for quantity in {m.declaration.quantity for m in metrics.values()} - {None}
             if quantity is not None
         }
@@ -245,16 +246,16 @@ class _Measuring:
         self,
         keys: Sequence[Asked],
         cases: Sequence[tuple[Encoding, Aim]],
-        operator: str,
+        removal: Operator,
         quantity: Quantity,
     ) -> list[Game]:
         found: list[Game] = []
-        removal = drawing_from(get_operator(operator), self.model, self.block.pool)
         for key, (encoding, aim) in zip(keys, cases, strict=True):
             batch = self.model.batch([encoding])  # alone: targets of one batch have one shape
             [game] = games(self.model, batch, self.model.target_of([aim], quantity), removal)
-            self.games[(*key, operator, quantity)] = game
-            self.worths.recall(game, self.known.worths.get((*key, operator, quantity), {}))
+            which = (*key, removal.name, quantity)
+            self.games[which] = game
+            self.worths.recall(game, self.known.worths.get(which, {}))
             found.append(game)
         return found
 

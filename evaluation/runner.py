@@ -46,14 +46,17 @@ Loader = Callable[[], Model]
 def blocks(dataset: Dataset) -> list[Block]:
     """Split a data set into blocks; where they end depends on the texts alone."""
     found, start, size = [], 0, 0
-    pool = dataset.texts[:: max(1, len(dataset) // POOL)][:POOL]
-    whole = Block(0, dataset.texts, dataset.pairs, dataset.rationales, pool)
+    whole = Block(0, dataset.texts, dataset.pairs, dataset.rationales, _pool(dataset))
     for i, text in enumerate(dataset.texts):
         if i > start and (i - start == BLOCK or size + len(text) > CHARACTERS):
             found.append(whole[start:i])
             start, size = i, 0
         size += len(text)
     return [*found, whole[start:]] if len(whole) else found
+
+
+def _pool(dataset: Dataset) -> tuple[str, ...]:
+    return dataset.texts[:: max(1, len(dataset) // POOL)][:POOL]
 
 
 def default_operators(model: Model) -> tuple[str, ...]:
@@ -309,7 +312,7 @@ def _tried(model: Model, dataset: Dataset, design: Design, every: bool) -> dict[
     if not every:
         explain(model, [shortest], list(built.values()), **asked)
     for operator in design.operators:
-        removal = drawing_from(get_operator(operator), model, dataset.texts[:1])
+        removal = drawing_from(get_operator(operator), model, _pool(dataset))
         removal(model, longest.row, longest.special[None])
     return {name: refused[method] for name, method in built.items() if method in refused}
 

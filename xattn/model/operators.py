@@ -297,7 +297,7 @@ OPERATORS = {
         ),
         Operator(
             "data",
-            "tokens drawn from the other texts stand in its place",
+            "tokens drawn from the texts of the data set stand in its place",
             drawing.without_texts,
             draws=drawing.DRAWS,
         ),
@@ -329,8 +329,8 @@ def get_operator(name: str) -> Operator:
     UnknownNameError
         With the known names and the nearest of them.
     """
-    kind, _, source = name.partition(":")
-    if kind not in OPERATORS or (source and kind != drawing.MASKED_LM):
+    kind, colon, source = name.partition(":")
+    if kind not in OPERATORS or (colon and kind != drawing.MASKED_LM):
         raise UnknownNameError("operator", name, OPERATORS)
     operator = OPERATORS[kind]
     return replace(operator, name=name, remove=drawing.by_model(source)) if source else operator

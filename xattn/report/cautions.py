@@ -193,10 +193,10 @@ def top_tokens_are_marks(texts: Texts) -> Caution | None:
             counted = tops.most_common()
             kinds = ", ".join(f"{name} {count / len(texts):.0%}" for name, count in counted)
             shares.append((share, f"{label} {share:.0%} ({kinds})"))
-    for text in texts:
+    for text in texts if labels else ():
         item = next(iter(text.values()))
         chance.append(np.mean([kind(item, i) is not None for i in range(len(item.tokens))]))
-    above = [text for share, text in shares if share > np.mean(chance)]
+    above = [said for share, said in shares if share > np.mean(chance)]
     if not above:
         return None
     return Caution(
