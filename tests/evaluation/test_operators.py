@@ -223,6 +223,17 @@ def test_frequent_tokens_are_drawn_more_often(demo):
     assert 0.7 < np.concatenate(found).mean() < 0.8
 
 
+def test_what_is_drawn_from_is_read_once_a_block(demo, monkeypatch):
+    pools, by_texts = [], drawing.by_texts
+    monkeypatch.setattr(
+        drawing, "by_texts", lambda model, texts: pools.append(texts) or by_texts(model, texts)
+    )
+    dataset = load_dataset(limit=3)
+    # flip watches another quantity, so there are two games of each text
+    compare(demo, dataset, ["random"], ["data"], metrics=["flip", "comprehensiveness"])
+    assert pools == [dataset.texts] * 2  # it is tried with the same pool first
+
+
 def test_worth_is_the_mean_of_what_is_drawn(demo):
     operator = drawing_from(get_operator("data"), demo, list(load_dataset(limit=5).texts))
     encodings = demo.encode([TEXT])
@@ -314,8 +325,9 @@ def test_what_cannot_be_drawn_is_told(demo, teller, tiny_of):
     row = other.encode([TEXT])[0].row
     with pytest.raises(InputError, match="has another vocabulary than"):
         get_operator(f"masked-lm:{teller}")(other, row, np.ones((1, len(row["input_ids"])), bool))
-    with pytest.raises(UnknownNameError, match="unknown operator: got 'mask:x'"):
-        get_operator("mask:x")
+    for name in ("mask:x", "mask:"):
+        with pytest.raises(UnknownNameError, match=f"unknown operator: got '{name}'"):
+            get_operator(name)
     with pytest.raises(InputError, match="cannot be removed by blur: expected one of delete"):
         get_operator("blur")(demo, encoding.row, keep)
 

@@ -1,9 +1,9 @@
 """Removal by drawing: other tokens stand in the place of those that go.
 
 A mask is a sight that many models never saw in training, and a hole in the text is another text.
-What stands in place of a token may be drawn instead: from the texts of a data set, or from what a masked
-language model finds likely there (Kim et al. 2020, Interpretation of NLP Models through Input
-Marginalization, EMNLP). Several inputs are drawn, and what they are worth is averaged.
+What stands in place of a token may be drawn instead: from the texts of a data set, or from what a
+masked language model finds likely there (Kim et al. 2020, Interpretation of NLP Models through
+Input Marginalization, EMNLP). Several inputs are drawn, and what they are worth is averaged.
 
 What is drawn depends on the text alone, not on what else was drawn before: the same numbers decide
 for all coalitions of a text, so that these differ by what stays, and a run that is repeated gets
