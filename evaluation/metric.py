@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from xattn.evaluation.case import Case
     from xattn.model import Model
 
-Need = Literal["removal", "bounds", "rationale", "completeness", "elsewhere"]
+Need = Literal["removal", "bounds", "rationale", "completeness"]
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,7 @@ class MetricDeclaration:
     """One line for a reader who has never heard of the metric."""
     needs: Collection[Need] = ()
     """What a case must offer: units that can be removed, bounds found by a search, a human
-    rationale, a method whose scores must sum to something, scores of the same text elsewhere (see
-    `Elsewhere`)."""
+    rationale, a method whose scores must sum to something. See `Elsewhere`, too."""
     quantity: Quantity | None = None
     """The worth of coalitions that it works with; None for that of the comparison."""
 

@@ -24,7 +24,6 @@ from xattn.model import Model
     unit="share of the scores' length",
     citation="Yeh et al. 2019, On the (In)fidelity and Sensitivity of Explanations (NeurIPS)",
     meaning="how far the scores move when the words' embeddings are changed too little to matter",
-    needs={"elsewhere"},
 )
 @dataclass(frozen=True)
 class MaxSensitivity:
@@ -72,7 +71,6 @@ class MaxSensitivity:
     citation="Adebayo et al. 2018, Sanity Checks for Saliency Maps (NeurIPS)",
     meaning="how alike the scores are to those of a network whose parameters were shuffled: what "
     "stays alike is not about what the model has learnt",
-    needs={"elsewhere"},
 )
 @dataclass(frozen=True)
 class ParameterRandomisation:
