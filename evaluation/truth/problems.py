@@ -12,9 +12,7 @@ from xattn.evaluation.truth.planted import Kind, plant, train_planted
 from xattn.evaluation.truth.problem import Problem, one_of_each
 from xattn.evaluation.truth.questions import questions
 from xattn.explanations import explain
-
-SHORT = 12
-"""The most tokens of texts whose exact Shapley values are computed: 4096 coalitions each."""
+from xattn.methods.exact_shapley import LARGEST
 
 
 def planted(kind: Kind, count: int, seed: int = 0) -> Problem:
@@ -56,7 +54,7 @@ def shapley(count: int, seed: int = 0) -> Problem:
     model = xattn.load()
     texts = load_dataset().texts
     short = tuple(t for t, e in zip(texts, model.encode(texts), strict=True)
-                  if len(e.removable) <= SHORT)[:count]  # fmt: skip
+                  if len(e.removable) <= LARGEST)[:count]  # fmt: skip
     exact = explain(model, short, ["exact_shapley"])
     return Problem(
         "shapley",
