@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -76,6 +77,15 @@ def padding_named(network: Any, inputs: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 @contextmanager
+def _hooked(hooks: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """Let modules' outputs pass through hooks."""
+    with ExitStack() as stack:
+        for module, hook in hooks:
+            stack.enter_context(module.register_forward_hook(hook))
+        yield
+
+
+@contextmanager
 def output_of(network: nn.Module, site: Site) -> Iterator[list[Tensor]]:
     """Yield a list that will hold the output of a site's module, with a gradient."""
     held: list[Tensor] = []
@@ -98,11 +108,8 @@ def output_of(network: nn.Module, site: Site) -> Iterator[list[Tensor]]:
         held.append(first)
         return (first, *output[1:]) if isinstance(output, tuple) else first
 
-    handle = network.get_submodule(site.module).register_forward_hook(hook)
-    try:
+    with _hooked([(network.get_submodule(site.module), hook)]):
         yield held
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -110,22 +117,16 @@ def outputs_like(network: nn.Module, shape: Sequence[int]) -> Iterator[list[tupl
     """Yield a list that will hold every module's output ``[*shape, hidden]`` with a gradient."""
     held: list[tuple[Site, Tensor]] = []
     calls: dict[str, int] = defaultdict(int)
-    handles = []
-    try:
-        for name, module in network.named_modules():
 
-            def hook(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
-                site = Site(name, calls[name])
-                calls[name] += 1
-                alike = isinstance(output, Tensor) and output.shape[:-1] == tuple(shape)
-                if alike and output.requires_grad:
-                    held.append((site, output))
+    def hook(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        site = Site(name, calls[name])
+        calls[name] += 1
+        alike = isinstance(output, Tensor) and output.shape[:-1] == tuple(shape)
+        if alike and output.requires_grad:
+            held.append((site, output))
 
-            handles.append(module.register_forward_hook(hook))
+    with _hooked([(module, partial(hook, name)) for name, module in network.named_modules()]):
         yield held
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -155,12 +156,8 @@ def embedded(tables: Sequence[tuple[nn.Module, Tensor]]) -> Iterator[None]:
         # a clone: models may write into it
         return waiting[module].pop(0).to(output.dtype).clone()
 
-    handles = [table.register_forward_hook(hook) for table in waiting]
-    try:
+    with _hooked([(table, hook) for table in waiting]):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
     left = sum(map(len, waiting.values()))
     if surplus or left:
         raise ModelError(
@@ -180,17 +177,12 @@ def shaken(tables: Sequence[tuple[nn.Module, Noise]]) -> Iterator[None]:
     tables : sequence of (Module, Noise)
         With what is added, given the table's input and output.
     """
-    handles = [
-        table.register_forward_hook(
-            lambda module, args, output, add=add: output + add(args[0], output)
-        )
-        for table, add in tables
-    ]
-    try:
+
+    def hook(add: Noise, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return output + add(args[0], output)
+
+    with _hooked([(table, partial(hook, add)) for table, add in tables]):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -213,9 +205,5 @@ def averaged(tables: Sequence[tuple[nn.Module, Tensor, Tensor]]) -> Iterator[Non
         blank, mean = waiting[module].pop(0)
         return torch.where(blank[:, :, None], mean.to(output), output)
 
-    handles = [table.register_forward_hook(hook) for table in waiting]
-    try:
+    with _hooked([(table, hook) for table in waiting]):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
