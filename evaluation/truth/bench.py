@@ -17,8 +17,6 @@ from xattn.evaluation.truth.problems import PROBLEMS
 from xattn.explanations import ALL, expanded, explain_aims, refusals
 from xattn.registry import methods as registry
 
-Progress = Callable[[int, int], None]
-
 
 @dataclass(frozen=True, eq=False)
 class Standing:
@@ -50,7 +48,7 @@ def ground_truth(
     *,
     texts: int = 50,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Standing:
     """Hold methods against problems whose answers are known.
 
@@ -66,7 +64,7 @@ def ground_truth(
     seed : int
         Of the texts, of the random method and of the bootstrap.
     progress : callable, optional
-        Called with the number of problems done and the number of all.
+        Called with the name of each problem before it is made; some train a model first.
 
     Raises
     ------
@@ -91,7 +89,9 @@ def ground_truth(
         if name not in PROBLEMS:
             raise UnknownNameError("problem", name, PROBLEMS)
     rows, meanings, refused = [], {}, []
-    for done, name in enumerate(chosen):
+    for name in chosen:
+        if progress is not None:
+            progress(name)
         problem = PROBLEMS[name](texts, seed)
         meanings[name] = problem.meaning
         values, left_out = _judged(problem, names, seed)
@@ -99,8 +99,6 @@ def ground_truth(
         for method, own in values.items():
             above = bool(paired_difference(own, values[RANDOM], seed).low > 0)
             rows.append((method, name, problem.measure, *interval(own, seed), above))
-        if progress is not None:
-            progress(done + 1, len(chosen))
     columns = ["method", "problem", "measure", "mean", "low", "high", "n", "above"]
     return Standing(
         pd.DataFrame(rows, columns=columns),

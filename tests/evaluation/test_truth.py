@@ -96,7 +96,11 @@ def test_a_model_learns_to_answer():
 
 
 def test_methods_are_held_against_the_truth():
-    found = ground_truth(["exact_shapley", "input_x_gradient"], ["counting", "copy"], texts=6)
+    told = []
+    found = ground_truth(
+        ["exact_shapley", "input_x_gradient"], ["counting", "copy"], texts=6, progress=told.append
+    )
+    assert told == ["counting", "copy"]
     table = found.table()
     assert list(table.columns) == ["counting", "copy"]
     assert set(found.refused["method"]) == {"exact_shapley"}  # texts of more than twelve words

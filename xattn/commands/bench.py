@@ -38,12 +38,13 @@ def bench_command(
     one_of("the test bed", test_bed, TEST_BEDS)
     if csv is not None:
         files.require_writable(csv.parent)
-    with console.status("making problems: three models are trained first, a minute or two"):
+    with console.status("making problems") as status:
         found = ground_truth(
             chosen_methods(methods, ALL_METHODS),
             None if problems is None else [name.strip() for name in problems.split(",")],
             texts=texts,
             seed=seed,
+            progress=lambda name: status.update(f"{name}: making the problem, running all methods"),
         )
     show_standing(found)
     if csv is not None:
