@@ -59,12 +59,22 @@ def test_what_is_joined_and_read_again_is_another_text(demo):
     [again] = demo.encode([tokenizer.decode(row["input_ids"], skip_special_tokens=True)])
     assert tokenizer.convert_ids_to_tokens(row["input_ids"])[3:6] == ["ev", "##ora", "##ted"]
     assert tokenizer.convert_ids_to_tokens(again.row["input_ids"])[3:5] == ["evo", "##rated"]
-    removed, other = (
+    whole, removed, other = (
         float(demo.logits(demo.collate([r])).softmax(-1)[0, demo.label_id("positive")])
-        for r in (row, again.row)
+        for r in (encoding.row, row, again.row)
     )
-    assert round(removed, 2) == 0.13
-    assert round(other, 2) == 0.69
+    assert [round(p, 2) for p in (whole, removed, other)] == [0.23, 0.13, 0.69]
+    assert [round(whole - removed, 2), round(other - whole, 2)] == [0.09, 0.46]
+
+
+def test_how_often_what_is_joined_is_another_text(demo):
+    """The count of docs/evaluation.md."""
+    encodings = demo.encode(load_dataset().texts)
+    left = [np.delete(e.row["input_ids"], gone).tolist() for e in encodings for gone in e.removable]
+    joined = demo.tokenizer.batch_decode(left, skip_special_tokens=True)
+    again = demo.tokenizer(joined)["input_ids"]
+    assert len(left) == 3731
+    assert sum(a != b for a, b in zip(left, again, strict=True)) == 93
 
 
 def test_pairs_keep_token_types_and_both_separators(demo):
