@@ -8,7 +8,7 @@ self-attention of the same decoder layer at what was written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -104,20 +104,21 @@ class Lookback:
 class Watching(Intervention):
     """Write down where the last token looks in each step of generation; change nothing.
 
-    One product for each layer, of the last row of attention with a table that says which tokens are
-    of the source and which the model wrote: that is cheap enough to be done while it writes.
+    In each step one product for all layers together: of the last rows of attention with a table
+    that says which tokens are of the source and which the model wrote. That is cheap enough to be
+    done while it writes.
 
     Attributes
     ----------
     mark : str
         The tokens of the source.
-    found : list of (Site, Tensor)
-        In the order of computation: ``[row, head, 2]``, the attention to the source and to what was
-        written.
+    found : list of (tuple of Site, Tensor)
+        Step by step ``[site, row, head, 2]``: the attention to the source, and to what was written.
+        Sites that see other keys (cross-attention, windows) have an entry of their own.
     """
 
     mark: str = SOURCE
-    found: list[tuple[Site, Tensor]] = field(default_factory=list, repr=False)
+    found: list[tuple[tuple[Site, ...], Tensor]] = field(default_factory=list, repr=False)
 
     needs = frozenset()
 
@@ -126,39 +127,24 @@ class Watching(Intervention):
         layout = places.layout
         chosen = self.check(layout)
         marked = key_flags(places, chosen, self.mark, others=False)
-        paired = "cross" in layout.stacks.values()
         sites = [site for site in chosen if layout.stack(site) != "encoder"]
-        target = places.inputs.get("decoder_input_ids") if paired else places.inputs["input_ids"]
-        start = 1 if target is None else target.shape[1]
-        tables: dict[tuple[str, int], Tensor] = {}
-        seen: set[Site] = set()
-
-        def table(site: Site, rows: int, size: int) -> Tensor:
-            """Return ``[row, key, 2]``, for the keys from the first token on; it may be longer."""
-            stack = layout.stack(site)
-            known = tables.get((stack, rows))
-            if known is None or known.shape[1] < size:
-                known = torch.zeros(rows, 2 * size, 2)
-                if site in marked:
-                    flags = marked[site].cpu()
-                    known[:, : flags.shape[1], 0] = flags.repeat_interleave(rows // len(flags), 0)
-                if stack != "cross":
-                    known[:, start:, 1] = 1
-                known = tables[stack, rows] = known.to(places.inputs["input_ids"].device)
-            return known
+        table = _Table(places, marked)
+        last = sites[-1]
+        rows: dict[tuple[str, torch.Size], dict[Site, Tensor]] = {}
 
         def change(site: Site, p: Tensor) -> Tensor:
             places.note(site, p)  # where maps can only be read, nothing saw them before
-            if site in sites:
-                if site not in seen and site in marked:
-                    places.keys(site, marked[site])  # refuses keys that are not the text's tokens
-                    seen.add(site)
-                first = places.first_key(site)
-                stop = first + p.shape[-1]
-                known = table(site, p.shape[0], stop)[:, first:stop].to(p.device)
-                self.found.append((site, p[:, :, -1].detach().float() @ known))
+            if site in known:
+                row = p[:, :, -1]
+                rows.setdefault((layout.stack(site), row.shape), {})[site] = row
+                if site == last:  # of this step
+                    for (_, shape), some in rows.items():
+                        stacked = torch.stack(list(some.values())).detach().float()
+                        self.found.append((tuple(some), stacked @ table.of(next(iter(some)), shape[0], shape[-1])))
+                    rows.clear()
             return p
 
+        known = frozenset(sites)
         return Edit(probabilities=change)
 
     def lookback(self, model: Model, written: Encoding) -> Lookback:
@@ -175,20 +161,52 @@ class Watching(Intervention):
         AttentionError
             If tokens were not written one by one.
         """
-        sites = list(dict.fromkeys(site for site, _ in self.found))
-        kept = [tensor for _, tensor in self.found]
-        steps = len(kept) // max(1, len(sites))
-        tokens = _written(written)
-        if steps * len(sites) != len(kept) or steps != len(written) - _start(written):
+        by_site: dict[Site, list[Tensor]] = {}
+        for sites, masses in self.found:
+            for site, mass in zip(sites, masses, strict=True):
+                by_site.setdefault(site, []).append(mass[0])
+        tokens, start = _written(written), _start(written)
+        steps = {len(parts) for parts in by_site.values()}
+        if steps != {len(written) - start}:
             raise AttentionError(
                 "the tokens were not written one by one",
-                got=f"{steps} steps for {len(written) - _start(written)} tokens",
+                got=f"{max(steps, default=0)} steps for {len(written) - start} tokens",
                 remedy="write without drafts and beams, or give the answer",
             )
-        layers = _layers(model, sites)
-        found = torch.stack([_same_heads(tensor, kept[0]) for tensor in kept])[:, 0]
-        table = found.view(steps, len(sites), -1, 2).cpu().numpy()[tokens - _start(written)]
-        return _lookback(written, table[..., 0][:, layers[0]], table[..., 1][:, layers[1]])
+        table = _stacked([torch.stack(parts) for parts in by_site.values()])[tokens - start]
+        looks, wrote = _layers(model, list(by_site))
+        return _lookback(written, table[..., 0][:, looks], table[..., 1][:, wrote])
+
+
+class _Table:
+    """Which keys of a site are tokens of the source, and which were written by the model."""
+
+    def __init__(self, places: Places, marked: Mapping[Site, Tensor]) -> None:
+        self.places, self.marked = places, marked
+        paired = "cross" in places.layout.stacks.values()
+        target = places.inputs.get("decoder_input_ids") if paired else places.inputs["input_ids"]
+        self.start = 1 if target is None else target.shape[1]
+        self.known: dict[tuple[str, int], Tensor] = {}
+
+    def of(self, site: Site, count: int, keys: int) -> Tensor:
+        """Return ``[row, key, 2]`` float32 for the keys that a site sees in this step."""
+        first = self.places.first_key(site)
+        stack = self.places.layout.stack(site)
+        table = self.known.get((stack, count))
+        if table is None or table.shape[1] < first + keys:
+            table = self.known[stack, count] = self._made(site, count, 2 * (first + keys))
+        return table[:, first : first + keys]
+
+    def _made(self, site: Site, count: int, size: int) -> Tensor:
+        """Return the table from the first token on, with room for tokens to come."""
+        flags = self.marked.get(site)
+        table = torch.zeros(count, size, 2, device=self.places.inputs["input_ids"].device)
+        if flags is not None:
+            self.places.keys(site, flags)  # refuses keys that are not the tokens of the text
+            table[:, : flags.shape[1], 0] = flags.repeat_interleave(count // len(flags), 0)
+        if self.places.layout.stack(site) != "cross":
+            table[:, self.start :, 1] = 1
+        return table
 
 
 def watched(
@@ -268,17 +286,15 @@ def _lookbacks(model: Model, batch: Batch) -> list[Lookback]:
     source, own = key_mass(flags[0]), key_mass(flags[1])
     target = model.target_of([several[0] for several in model.aims(batch.encodings, at="next")])
     trace = model.record(batch, target, Request((source, own), readout=False))
-    layers = _layers(model, trace.sites)
-    first = trace.kept[source][layers[0][0]]
     masses = [
-        torch.stack([_same_heads(trace.kept[what][site], first) for site in sites], 1)
-        for what, sites in zip((source, own), layers, strict=True)
+        _stacked([trace.kept[what][site] for site in sites])
+        for what, sites in zip((source, own), _layers(model, trace.sites), strict=True)
     ]
     results = []
     for row, (encoding, tokens) in enumerate(zip(batch.encodings, written, strict=True)):
         before = encoding.widths[0] if len(encoding.widths) > 1 else 0
         queries = tokens - before - 1  # a token is written by the one before it
-        parts = [mass[row][:, :, queries].permute(2, 0, 1).cpu().numpy() for mass in masses]
+        parts = [mass[row][..., queries].transpose(2, 0, 1) for mass in masses]
         results.append(_lookback(encoding, *parts))
     return results
 
@@ -292,14 +308,17 @@ def _layers(model: Model, sites: Sequence[Site]) -> tuple[list[int], list[int]]:
     return cross, [i for i, site in enumerate(sites) if layout.stack(site) == "decoder"]
 
 
-def _same_heads(tensor: Tensor, first: Tensor) -> Tensor:
-    if tensor.shape[1] != first.shape[1]:
+def _stacked(layers: Sequence[Tensor]) -> Floats:
+    """Put the layers' ``[row, head, ...]`` beside each other: ``[row, layer, head, ...]``."""
+    heads = sorted({layer.shape[1] for layer in layers})
+    if len(heads) > 1:
         raise AttentionError(
             "the layers have different numbers of heads",
-            got=f"{first.shape[1]} and {tensor.shape[1]}",
+            got=" and ".join(map(str, heads)),
             remedy="lookback ratios are compared head by head: use attribution shares instead",
         )
-    return tensor
+    stacked: Floats = torch.stack(list(layers), 1).cpu().numpy()
+    return stacked
 
 
 def _written(encoding: Encoding) -> Ints:

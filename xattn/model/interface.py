@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.masking_utils import eager_mask
+from transformers.masking_utils import eager_mask, sdpa_mask
 from transformers.utils import logging as hf_logging
 
 from xattn.errors import AttentionError
@@ -108,6 +108,18 @@ def _attention(
     return mixed.transpose(1, 2).contiguous(), probabilities
 
 
+def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    """Build masks as eager attention has them, and none where a single query sees all keys.
+
+    So it is in most steps of generation, in which fused attention goes without a mask by the same
+    rule; building one would take as long as a layer of a small model.
+    """
+    single = kwargs.get("q_length") == 1 and kwargs.get("allow_is_causal_skip", True)
+    if single and sdpa_mask(*args, **kwargs) is None:
+        return None
+    return eager_mask(*args, **kwargs)
+
+
 @contextmanager
 def attention_implementation(network: PreTrainedModel, name: str) -> Iterator[None]:
     """Run a transformers model under another attention implementation, then put the old ones back.
@@ -153,6 +165,6 @@ def interface(network: PreTrainedModel, tap: Tap) -> Iterator[None]:
     """Open `tap` through transformers' attention interface."""
     AttentionInterface.register(INTERFACE_NAME, _attention)
     # Without a registered mask the model would silently lose padding and causality.
-    AttentionMaskInterface.register(INTERFACE_NAME, eager_mask)
+    AttentionMaskInterface.register(INTERFACE_NAME, _mask)
     with tap.opened(network), attention_implementation(network, INTERFACE_NAME):
         yield
