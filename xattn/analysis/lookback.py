@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from xattn.errors import AttentionError, InputError
-from xattn.model import Model
+from xattn.model import Model, mark
 from xattn.model.interventions import Intervention, key_flags
 from xattn.model.marks import PREFIX
 from xattn.model.places import Places
@@ -29,6 +29,7 @@ from xattn.types import Batch, Encoding, Floats, Ints
 SOURCE = "source"
 """The mark of the tokens that are looked back at."""
 Kind = Literal["mean", "mass"]
+Span = tuple[int, int]
 SINGLE = frozenset(
     {
         "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty",
@@ -140,7 +141,9 @@ class Watching(Intervention):
                 if site == last:  # of this step
                     for (_, shape), some in rows.items():
                         stacked = torch.stack(list(some.values())).detach().float()
-                        self.found.append((tuple(some), stacked @ table.of(next(iter(some)), shape[0], shape[-1])))
+                        self.found.append(
+                            (tuple(some), stacked @ table.of(next(iter(some)), shape[0], shape[-1]))
+                        )
                     rows.clear()
             return p
 
@@ -207,6 +210,90 @@ class _Table:
         if self.places.layout.stack(site) != "cross":
             table[:, self.start :, 1] = 1
         return table
+
+
+def placed(
+    model: Model,
+    prompt: str,
+    source: str | Sequence[Span],
+    answer: str | None = None,
+    *,
+    chat: bool = False,
+    room: int = 0,
+) -> Encoding:
+    """Return a prompt whose source is marked, with an answer if there is one.
+
+    Parameters
+    ----------
+    model : Model
+        That generates.
+    prompt : str
+        What is asked.
+    source : str or sequence of (int, int)
+        What the answer shall rest on: a text, which is put before the prompt on lines of its own;
+        or first and one-past-last characters of the parts of the prompt that are it.
+    answer : str, optional
+        What follows; without it the model is to write it.
+    chat : bool
+        Put prompt and source into the model's chat template, as the words of the user.
+    room : int
+        New tokens that must fit in behind the prompt.
+
+    Raises
+    ------
+    InputError
+        If the model does not generate, the source is empty or too long, or a span is not a part of
+        the prompt.
+    """
+    if model.task.name != "generate":
+        raise InputError(
+            "grounding is a matter of models that write",
+            got=f"the task {model.task.name}",
+            expected="generate (a causal decoder or an encoder-decoder)",
+        )
+    text, spans = _with_source(prompt, source)
+    if answer is not None and not answer.strip():
+        raise InputError("the answer is empty", got=repr(answer), remedy="pass at least one word")
+    if model.limit is not None:
+        words = text if answer is None or model.paired else f"{text} {answer}"
+        count = len(model.tokenizer(words, verbose=False)["input_ids"])
+        room = 0 if model.paired else room
+        if count + room > model.limit:
+            raise InputError(
+                "the source is too long for the model",
+                got=f"{count} tokens with all that is asked"
+                + (f", and {room} to be written" if room else ""),
+                expected=f"at most {model.limit}",
+                remedy="give the part of the source that matters, or ask for fewer new tokens",
+            )
+    if answer is not None and not chat and not model.paired:
+        answer = " " + answer.lstrip()
+    asked = [[{"role": "user", "content": text}] if chat else text]
+    [encoding] = model.encode(asked, None if answer is None else [answer])
+    return mark(encoding, SOURCE, spans=spans)
+
+
+def _with_source(prompt: str, source: str | Sequence[Span]) -> tuple[str, list[Span]]:
+    """Return the whole prompt, and which characters of it are the source."""
+    if isinstance(source, str):
+        if not source.strip():
+            raise InputError("the source is empty", got=repr(source), expected="a text")
+        source = source.strip()
+        text = f"{source}\n{prompt.strip()}".strip()
+        return text, [(0, len(source))]
+    if not len(source):
+        raise InputError("the source is empty", got="no span", expected="parts of the prompt")
+    for start, end in source:
+        if not 0 <= start < end <= len(prompt):
+            raise InputError(
+                "a span of the source is outside the prompt, or empty",
+                got=f"({start}, {end})",
+                expected=f"0 <= start < end <= {len(prompt)}",
+            )
+    lead = len(prompt) - len(prompt.lstrip())
+    text = prompt.strip()
+    moved = [(max(0, start - lead), min(len(text), end - lead)) for start, end in sorted(source)]
+    return text, [span for span in moved if span[0] < span[1]]
 
 
 def watched(
