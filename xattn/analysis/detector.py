@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -73,11 +74,11 @@ def read_labels(path: str | Path) -> list[Labelled]:
     InputError
         For a file, a row or a label that cannot be used.
     """
-    columns = {"text_column": "answer", "pair_column": "source"}
+    read = partial(load_dataset, path, text_column="answer", pair_column="source")
     try:
-        rows = load_dataset(path, **columns, label_column="grounded")
+        rows = read(label_column="grounded")
     except UnknownNameError:
-        rows = load_dataset(path, **columns, rationale_column="ungrounded")
+        rows = read(rationale_column="ungrounded")
     try:
         questions = load_dataset(path, text_column="question").texts
     except UnknownNameError:  # there need not be any

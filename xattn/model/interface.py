@@ -117,7 +117,8 @@ def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
     single = kwargs.get("q_length") == 1 and kwargs.get("allow_is_causal_skip", True)
     if single and sdpa_mask(*args, **kwargs) is None:
         return None
-    return eager_mask(*args, **kwargs)
+    mask: Tensor | None = eager_mask(*args, **kwargs)
+    return mask
 
 
 @contextmanager
