@@ -10,5 +10,6 @@ for _name in (
     "explain",
     "compare",
     "bench",
+    "grounding",
 ):
     import_module(f"xattn.commands.{_name}")
