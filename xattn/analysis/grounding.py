@@ -24,7 +24,7 @@ from xattn.finding import Cell, Finding, Heatmap, Passage, Quote, Table
 from xattn.model import Model
 from xattn.model.marks import PREFIX
 from xattn.registry import Method
-from xattn.types import Attribution, Encoding, Floats
+from xattn.types import Attribution, Encoding, Floats, Quantity
 from xattn.units import SENTENCE_END, groups
 
 DEFAULT_METHODS = ("occlusion", "attention")
@@ -44,7 +44,7 @@ class Citation:
     sentence: int
     """Which sentence, from 0."""
     share: float
-    """Its part of all that speaks for these words, 0..1."""
+    """Its part of what speaks for these words within the source, 0..1."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,10 @@ class Grounding:
             raise InputError("method", got=repr(method), expected=", ".join(self.credit))
         return _shares(self.credit[method])
 
-    def on_source(self, method: str) -> Floats:
-        """Return the part of an attribution that falls on the source, ``[token]``, 0..1."""
-        on_source: Floats = self.shares(method)[:, : len(self.sentences)].sum(1)
-        return on_source
+    def on_source(self, method: str, tokens: Sequence[int] | None = None) -> float:
+        """Return which part of what speaks for tokens (all by default) is in the source, 0..1."""
+        credit = self.credit[method] if tokens is None else self.credit[method][list(tokens)]
+        return float(_shares(credit.sum(0))[: len(self.sentences)].sum())
 
     def cited(self, tokens: Sequence[int], method: str | None = None) -> tuple[Citation, ...]:
         """Return the sentences that some tokens rest on, by a method (`cites` by default).
@@ -109,7 +109,7 @@ class Grounding:
         The strongest, and up to `CITED` in all that come up to `BESIDE` of it.
         """
         credit = self.credit[method or self.cites][list(tokens)].sum(0)
-        shares = _shares(credit[None])[0, : len(self.sentences)]
+        shares = _shares(credit[: len(self.sentences)])
         order = np.argsort(-shares, kind="stable")[:CITED]
         return tuple(
             Citation(int(i), float(shares[i]))
@@ -130,7 +130,9 @@ class Grounding:
                 "attention_on_source": self.lookback.source.mean((1, 2)),
             }
         )
-        return frame.assign(**{f"{name}_on_source": self.on_source(name) for name in self.credit})
+        count = len(self.sentences)
+        shares = {f"{n}_on_source": self.shares(n)[:, :count].sum(1) for n in self.credit}
+        return frame.assign(**shares)
 
     def to_dict(self) -> dict[str, Any]:
         """Return citations and figures as plain values, ready for JSON."""
@@ -193,11 +195,11 @@ class Grounding:
         return self.finding()._repr_html_()
 
     def _says(self) -> str:
-        on_source = float(self.on_source(self.cites).mean())
+        on_source = self.on_source(self.cites)
         says = (
             f"{self.model} answers {self.answer!r}. Its heads look back at the source with a mean "
             f"ratio of {float(self.lookback.ratio().mean()):.2f}, and {on_source:.0%} of what "
-            f"speaks for its tokens by {self.cites} is in the source"
+            f"speaks for it by {self.cites} is in the source"
         )
         if self.detector is None:
             return f"{says}."
@@ -208,7 +210,7 @@ class Grounding:
 
     def _passage(self) -> Passage:
         """Return the answer token by token, coloured by its share on the source, with links."""
-        strength = self.on_source(self.cites)
+        strength = self.shares(self.cites)[:, : len(self.sentences)].sum(1)
         pieces: list[Quote] = []
         position = 0
         for part in self.parts:
@@ -233,11 +235,7 @@ class Grounding:
         named = "P(not grounded)" if self.detector else "score (1 − lookback)"
         rows: list[tuple[Cell, ...]] = []
         for part in self.parts:
-            tokens = list(part.tokens)
-            on_source = [
-                float(_shares(c[tokens].sum(0)[None])[0, : len(self.sentences)].sum())
-                for c in self.credit.values()
-            ]
+            on_source = [self.on_source(name, part.tokens) for name in self.credit]
             cited = ", ".join(f"{c.sentence + 1} ({c.share:.0%})" for c in part.citations)
             rows.append((self.answer[slice(*part.span)], part.score, cited or "—", *on_source))
         columns = ("sentence", named, "cites", *(f"{name}: on source" for name in self.credit))
@@ -280,6 +278,7 @@ def ground(
     answer: str | None = None,
     methods: Sequence[str | Method] = DEFAULT_METHODS,
     detector: Detector | None = None,
+    quantity: Quantity = "log_probability",
     chat: bool = False,
     max_new_tokens: int = 24,
     **options: Any,
@@ -303,6 +302,9 @@ def ground(
         sentences of the source.
     detector : Detector, optional
         Says which sentences of the answer are not grounded.
+    quantity : {"log_probability", "logit", "probability", "lead"}
+        What is explained of each token. Log-probabilities add up over tokens to that of the answer,
+        so that tokens which were certain anyway count little.
     chat : bool
         Put the prompt into the model's chat template.
     max_new_tokens : int
@@ -339,7 +341,7 @@ def ground(
     else:
         written = placed(model, prompt, source, answer, chat=chat)
         [lookback] = lookbacks(model, [written])
-    return _grounding(model, written, lookback, methods, detector)
+    return _grounding(model, written, lookback, methods, detector, quantity)
 
 
 def _grounding(
@@ -348,10 +350,13 @@ def _grounding(
     lookback: Lookback,
     methods: Sequence[str | Method],
     detector: Detector | None,
+    quantity: Quantity,
 ) -> Grounding:
     spans = sentences_of(written)
     rest = _rest(written, spans)
-    explained = explain(model, [written], methods, at="each", unit=[*spans, *rest])
+    explained = explain(
+        model, [written], methods, at="each", unit=[*spans, *rest], quantity=quantity
+    )
     credit: dict[str, list[Floats]] = {}
     for item in explained:
         credit.setdefault(item.method, []).append(_credit(item, spans))
@@ -372,25 +377,33 @@ def _grounding(
         model=model.name,
         detector=detector,
     )
-    place = {int(token): number for number, token in enumerate(here)}
-    parts = [
-        tuple(place[i] for i in members)
-        for members in groups(written, "sentence")
-        if members[0] in place
-    ]
-    return replace(found, parts=tuple(_part(found, tokens) for tokens in parts))
+    return replace(found, parts=tuple(_part(found, tokens) for tokens in _parts(found, written)))
 
 
-def _part(found: Grounding, tokens: tuple[int, ...]) -> Part:
+def _parts(found: Grounding, written: Encoding) -> list[list[int]]:
+    """Return the written tokens of each sentence of the answer."""
+    place = {int(token): i for i, token in enumerate(np.flatnonzero(written.segments == 1))}
+    parts: list[list[int]] = []
+    for members in groups(written, "sentence"):
+        tokens = [place[i] for i in members if i in place]
+        if not parts or any(found.tokens[i].strip() for i in tokens):
+            parts.append(tokens)
+        else:  # blanks alone
+            parts[-1] += tokens
+    return [tokens for tokens in parts if tokens]
+
+
+def _part(found: Grounding, tokens: Sequence[int]) -> Part:
     score = (
         unsupervised(found.lookback, tokens)
         if found.detector is None
         else found.detector.probability(found.lookback, tokens)
     )
     flagged = found.detector is not None and score > DOUBT
+    worded = [found.offsets[i] for i in tokens if found.tokens[i].strip()]
     return Part(
-        span=(found.offsets[tokens[0]][0], max(found.offsets[token][1] for token in tokens)),
-        tokens=tokens,
+        span=(worded[0][0], max(end for _, end in worded)) if worded else found.offsets[tokens[0]],
+        tokens=tuple(tokens),
         score=score,
         flagged=flagged,
         citations=() if flagged else found.cited(tokens),
@@ -413,7 +426,8 @@ def sentences_of(encoding: Encoding) -> list[Span]:
     spans: list[Span] = []
     previous: tuple[int, int] | None = None
     before = 0
-    for token in np.flatnonzero(encoding.segments == 0).tolist():
+    shown = (encoding.segments == 0) & (encoding.offsets[:, 1] > encoding.offsets[:, 0])
+    for place, token in enumerate(np.flatnonzero(shown).tolist()):
         start, end = (int(x) for x in encoding.offsets[token])
         # what no token holds belongs to the next: some tokenizers lose a first character
         held = encoding.text[before:end].lstrip()
@@ -421,11 +435,11 @@ def sentences_of(encoding: Encoding) -> list[Span]:
         if not marked[token]:
             continue
         number = int(np.searchsorted(ends, start, side="right"))
-        if previous == (token - 1, number):  # a gap between marked tokens ends a sentence, too
+        if previous == (place - 1, number):  # a gap between marked tokens ends a sentence, too
             spans[-1] = (spans[-1][0], max(spans[-1][1], end))
         else:
             spans.append((begin, end))
-        previous = (token, number)
+        previous = (place, number)
     return spans
 
 

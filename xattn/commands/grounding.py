@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as jsons
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import typer
 from rich.markup import escape
@@ -31,10 +31,12 @@ from xattn.options import (
     RevisionOption,
     check_outputs,
     chosen_methods,
+    one_of,
 )
 from xattn.registry import methods as registry
 from xattn.report.findings import write_finding
 from xattn.terminal import console, say_written, spans_of
+from xattn.types import Quantity
 
 
 @command("grounding")
@@ -70,6 +72,10 @@ def grounding_command(
         ),
     ] = None,
     save: Annotated[Path | None, typer.Option("--save", help="Where --train writes it.")] = None,
+    quantity: Annotated[
+        str,
+        typer.Option("--quantity", help="log_probability, logit, probability or lead."),
+    ] = "log_probability",
     chat: ChatOption = False,
     new_tokens: NewTokensOption = 24,
     out: Annotated[
@@ -86,6 +92,7 @@ def grounding_command(
     specs = chosen_methods(methods, DEFAULT_METHODS)
     for spec in specs:
         registry.build(spec)  # before the model is loaded: a misspelt name shall cost no time
+    one_of("--quantity", quantity, get_args(Quantity))
     check_outputs(None, json, save)
     if out is not None:
         files.require_writable(out)
@@ -100,12 +107,12 @@ def grounding_command(
         _show_detector(trained)
         say_written(save)
         return
+    given: str | list[Span]
     if question is None and source is None and model is None:
         question, given = _example()
         chat = True
     else:
-        question = question or ""
-        given = _source(source, spans)
+        question, given = question or "", _source(source, spans)
     loaded = _loaded(model, device, dtype, revision)
     found = ground(
         loaded,
@@ -114,6 +121,7 @@ def grounding_command(
         answer=answer,
         methods=specs,
         detector=None if detector is None else Detector.load(detector, loaded),
+        quantity=cast(Quantity, quantity),
         chat=chat,
         max_new_tokens=new_tokens,
     )
@@ -130,8 +138,13 @@ def _loaded(model: str | None, device: str, dtype: str, revision: str | None) ->
 
 def _example() -> tuple[str, list[Span]]:
     """Return a story of the demo model's kind with a question, and where the story stands."""
-    story = next(stories("grounding"))
-    return f"{story.text} {story.questions[0].text}", [(0, len(story.text))]
+    story, question = next(
+        (story, question)
+        for story in stories("grounding")
+        for question in story.questions
+        if len(re.findall(rf"\b{question.word}\b", story.text)) == 1  # one sentence says it
+    )
+    return f"{story.text} {question.text}", [(0, len(story.text))]
 
 
 def _source(source: str | None, spans: str | None) -> str | list[Span]:
@@ -183,7 +196,7 @@ def _show(found: Grounding) -> None:
             Text(found.answer[slice(*part.span)] + mark, style="red" if part.flagged else ""),
             f"{part.score:.2f}",
             Text(links or "—"),
-            *(f"{found.on_source(name)[list(part.tokens)].mean():.0%}" for name in found.credit),
+            *(f"{found.on_source(name, part.tokens):.0%}" for name in found.credit),
         )
     console.print(table)
     finding = found.finding()
