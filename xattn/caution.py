@@ -47,6 +47,17 @@ and "serious" (Nothman et al. 2018, Stop Word Lists in Free Open-source Software
 Kind = Literal["special", "punctuation", "function word"]
 
 
+def is_punctuation(token: str) -> bool:
+    """Return whether a token holds nothing but punctuation and symbols.
+
+    Examples
+    --------
+    >>> is_punctuation(" …"), is_punctuation("a."), is_punctuation("##")
+    (True, False, True)
+    """
+    return all(unicodedata.category(character)[0] in "PS" for character in token.strip())
+
+
 def kind(item: Attribution, index: int) -> Kind | None:
     """Return why a token is nothing that a conclusion may rest on; None for all others.
 
@@ -55,6 +66,6 @@ def kind(item: Attribution, index: int) -> Kind | None:
     if item.segments[index] < 0:
         return "special"
     token = item.tokens[index].strip()
-    if all(unicodedata.category(character)[0] in "PS" for character in token):
+    if is_punctuation(token):
         return "punctuation"
     return "function word" if token.lower() in FUNCTION_WORDS else None

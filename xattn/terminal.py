@@ -18,7 +18,9 @@ from xattn.caution import Caution
 from xattn.effects import Effect
 from xattn.evaluation import Comparison
 from xattn.evaluation.comparison import declared
+from xattn.finding import Finding
 from xattn.picture import Picture
+from xattn.report.findings import write_finding
 from xattn.types import Attribution
 
 SHORT = {"comprehensiveness": "compreh.", "sufficiency": "suffic."}
@@ -92,6 +94,15 @@ def show_cautions(cautions: Sequence[Caution]) -> None:
         console.print(f"[bold yellow]![/] [bold]{escape(caution.title)}[/]", highlight=False)
         console.print(f"  {escape(caution.evidence)}", highlight=False)
         console.print(f"  {escape(caution.remedy)}", highlight=False, style="dim")
+
+
+def show_finding(finding: Finding, out: Path | None = None) -> None:
+    """Print what an analysis found and what limits it; write its page into `out`, if given."""
+    console.print(finding.says, markup=False, highlight=False)
+    for caution in finding.cautions:
+        console.print(caution, style="dim", markup=False, highlight=False)
+    if out is not None:
+        say_written(write_finding(finding, out))
 
 
 def show_patches(item: Attribution, picture: Picture, indent: int) -> None:

@@ -10,6 +10,7 @@ for _name in (
     "explain",
     "compare",
     "bench",
+    "patterns",
     "grounding",
 ):
     import_module(f"xattn.commands.{_name}")
