@@ -33,6 +33,8 @@ CITED = 3
 """Sentences that a part of the answer cites at most."""
 DOUBT = 0.5
 """A detector's probability above which a part of the answer is flagged."""
+SHOWN = 64
+"""Heads that are drawn one by one."""
 BESIDE = 0.5
 """A further sentence is cited if its share is at least this part of the first one's."""
 
@@ -155,8 +157,6 @@ class Grounding:
 
     def finding(self) -> Finding:
         """Return the section of the report."""
-        ratio = self.lookback.ratio()
-        layers, heads = ratio.shape[1:]
         return Finding(
             "grounding",
             "What the answer rests on",
@@ -164,18 +164,7 @@ class Grounding:
             (
                 self._passage(),
                 self._table(),
-                Heatmap(
-                    "Lookback ratio by token and head",
-                    tuple(f"layer {i} head {j}" for i in range(layers) for j in range(heads)),
-                    tuple(f"{i} {token}" for i, token in enumerate(self.tokens)),
-                    tuple(map(tuple, ratio.reshape(len(ratio), -1).T.tolist())),
-                    unit="mean attention to the source / (source + own words)",
-                    row_label="head",
-                    column_label="token that is written",
-                    low=0.0,
-                    high=1.0,
-                    note="The first token has no words of its own before it: its ratio is 1.",
-                ),
+                self._ratios(),
                 Heatmap(
                     f"What speaks for each token, by {self.cites}",
                     (*(f"{i + 1} {s}" for i, s in enumerate(self.sentences)),
@@ -197,7 +186,8 @@ class Grounding:
     def _says(self) -> str:
         on_source = self.on_source(self.cites)
         says = (
-            f"{self.model} answers {self.answer!r}. Its heads look back at the source with a mean "
+            (f"Asked {self.question!r}, " if self.question else "")
+            + f"{self.model} writes {self.answer!r}. Its heads look back at the source with a mean "
             f"ratio of {float(self.lookback.ratio().mean()):.2f}, and {on_source:.0%} of what "
             f"speaks for it by {self.cites} is in the source"
         )
@@ -207,6 +197,29 @@ class Grounding:
         named = ", ".join(repr(self.answer[slice(*part.span)]) for part in doubtful)
         verdict = f"not grounded: {named}" if doubtful else "all of it is grounded"
         return f"{says}. The detector's verdict is: {verdict}."
+
+    def _ratios(self) -> Heatmap:
+        """Return lookback ratios by head, or by layer where there are many heads."""
+        ratio = self.lookback.ratio()
+        layers, heads = ratio.shape[1:]
+        many = layers * heads > SHOWN
+        rows = (
+            [f"layer {i}" for i in range(layers)]
+            if many
+            else [f"layer {i} head {j}" for i in range(layers) for j in range(heads)]
+        )
+        values = ratio.mean(2) if many else ratio.reshape(len(ratio), -1)
+        return Heatmap(
+            f"Lookback ratio by token and {'layer, the mean of its heads' if many else 'head'}",
+            tuple(rows),
+            tuple(f"{i} {token}" for i, token in enumerate(self.tokens)),
+            tuple(map(tuple, values.T.tolist())),
+            unit="mean attention to the source / (source + own words)",
+            column_label="token that is written",
+            low=0.0,
+            high=1.0,
+            note="The first token has no words of its own before it: its ratio is 1.",
+        )
 
     def _passage(self) -> Passage:
         """Return the answer token by token, coloured by its share on the source, with links."""
