@@ -47,7 +47,10 @@ def test_the_command_compares_folders(demo: Model, tmp_path: Path) -> None:
         result.save(tmp_path / name)
     shown = CliRunner().invoke(app, ["agreement", str(tmp_path / "a"), str(tmp_path / "b")])
     assert shown.exit_code == 0, shown.output
-    assert "random" in shown.output
+    assert "smoothgrad:samples=3" in shown.output  # not folded
+    same = CliRunner().invoke(app, ["agreement", str(tmp_path / "a"), f"{tmp_path}/b/../a"])
+    assert same.exit_code == 2
+    assert "is named twice" in same.output
     table = between_runs({n: load(tmp_path / n).attributions for n in ("a", "b")}).set_index(
         "method"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -254,9 +255,17 @@ def agreement_command(
     debug: DebugOption = False,
 ) -> None:
     """Show how alike each method's scores are in several runs: seeds, checkpoints, precisions."""
-    runs = {str(folder): load_comparison(folder).attributions for folder in directories}
+    folders = [folder.resolve() for folder in directories]
+    if len(set(folders)) < len(folders):
+        twice = next(folder for folder in directories if folders.count(folder.resolve()) > 1)
+        raise InputError(f"{twice} is named twice", expected="folders of different runs")
+    top = os.path.commonpath([folder.parent for folder in folders])
+    runs = {os.path.relpath(f, top): load_comparison(f).attributions for f in folders}
     found = between_runs(runs)
-    table = Table(title="Kendall's τ of the scores, mean over texts")
+    table = Table(
+        title="Kendall's τ of the scores, mean over texts", title_justify="left",
+        box=None, padding=(0, 1, 0, 0), pad_edge=False,  # narrow: names of folders are long
+    )  # fmt: skip
     for column in ("method", "first", "second"):
         table.add_column(column, overflow="fold")
     for column in ("τ", "95 % interval", "top 3 shared", "texts"):
