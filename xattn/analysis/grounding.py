@@ -66,7 +66,7 @@ class Part:
     """The strongest first; none where it is flagged."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Grounding:
     """What an answer rests on."""
 
@@ -90,6 +90,10 @@ class Grounding:
     """The method that the citations are by."""
     model: str
     detector: Detector | None
+
+    def __repr__(self) -> str:
+        sentences = f"{len(self.sentences)} sentences"
+        return f"Grounding({self.answer!r}, {sentences}, methods={list(self.credit)})"
 
     def shares(self, method: str) -> Floats:
         """Return the part of each column of `credit`, ``[token, sentence + 2]``; rows sum to 1.
@@ -340,7 +344,7 @@ def ground(
     >>> story = "Mia had a red ball. She went to the park."
     >>> found = ground(model, f"{story} What did Mia have?", [(0, len(story))], chat=True)
     >>> found.answer, found.parts[0].citations[0].sentence
-    ('Mia had a red ball.', 0)
+    ('Mia had a ball.', 0)
     """
     if not methods:
         raise InputError("no method is named", expected="one or more", remedy="see xattn methods")

@@ -11,7 +11,8 @@ Towards AI-Complete Question Answering: A Set of Prerequisite Toy Tasks).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,7 +83,9 @@ def draw_stories(count: int, seed: int, silent: float = SILENT) -> list[Story]:
     --------
     >>> [story] = draw_stories(1, seed=0, silent=0)
     >>> story.source
+    'Ravi returned to the harbour. Ravi stays in the chapel.'
     >>> story.question, story.answer, story.fact
+    ('Where is Ravi?', 'Ravi is in the chapel.', 1)
     """
     draw = np.random.default_rng(seed)
     return [_twins(draw)[int(draw.random() < silent)] for _ in range(count)]
@@ -132,7 +135,7 @@ def _story(names: Sequence[str], verbs: Sequence[str], places: Sequence[str], as
 
 
 def train_stories(seed: int = 0, steps: int = 600) -> Model:
-    """Train a small decoder to write the answers, which takes half a minute.
+    """Train a small decoder to write the answers, which takes some twenty seconds.
 
     Left alone it takes very long to find out that a place belongs to the name four words before it.
     So a second loss, of a head that is thrown away, asks after the first layer whose place a place
@@ -160,7 +163,7 @@ def train_stories(seed: int = 0, steps: int = 600) -> Model:
         eos_token_id=tokenizer.sep_token_id,
         rope_parameters={"rope_type": "default", "rope_theta": 100.0},
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(seed)
         network, belongs = LlamaForCausalLM(config), nn.Linear(48, len(PEOPLE))
         both = nn.ModuleList([network, belongs])
@@ -182,6 +185,17 @@ def train_stories(seed: int = 0, steps: int = 600) -> Model:
             descent.step(told + found + bound)
     network.generation_config = GenerationConfig.from_model_config(config)
     return Model(network.eval(), tokenizer, name="stories")
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute alike on all machines: sums depend on the number of threads; nothing is lost here."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
