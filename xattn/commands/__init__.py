@@ -11,6 +11,7 @@ for _name in (
     "compare",
     "bench",
     "patterns",
+    "control",
     "grounding",
 ):
     import_module(f"xattn.commands.{_name}")
