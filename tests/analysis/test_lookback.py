@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
 import xattn
 from xattn.analysis.lookback import Lookback, lookbacks, placed, watched
@@ -46,6 +47,25 @@ def test_reading_is_as_writing_whatever_else_is_in_the_batch(tiny_of, family):
     for (_, one), other in zip(written, read, strict=True):
         np.testing.assert_allclose(one.ratio(), other.ratio(), atol=1e-4)
         assert one.tokens == other.tokens
+
+
+def test_layers_with_windows_lose_sight_of_the_source(tiny_of):
+    tokenizer = writer(tiny_of, "llama").tokenizer
+    config = Gemma2Config(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, intermediate_size=48, max_position_embeddings=64,
+        sliding_window=8, initializer_range=0.25, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    network = Gemma2ForCausalLM(config).eval()
+    model = Model(network, tokenizer, task="generate")
+    written, found = watched(model, placed(model, QUESTION, TEXT, room=9), 9)
+    [read] = lookbacks(model, [written])
+    np.testing.assert_allclose(found.source, read.source, atol=1e-5)
+    np.testing.assert_allclose(found.own, read.own, atol=1e-5)
+    source = found.source.mean((0, 2))
+    assert source[[0, 2]].max() == 0  # of eight tokens all are question and answer
+    assert source[[1, 3]].min() > 0.1
 
 
 def by_hand(model: Model, written) -> tuple[np.ndarray, np.ndarray]:
