@@ -12,6 +12,7 @@ for _name in (
     "bench",
     "patterns",
     "control",
+    "bias",
     "grounding",
 ):
     import_module(f"xattn.commands.{_name}")
