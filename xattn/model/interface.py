@@ -69,11 +69,8 @@ def _attention(
             mask=mask, scale=scaling, softcap=softcap, sinks=sink,
         )  # fmt: skip
         return mixed.transpose(1, 2).contiguous(), None
-    heads = query.shape[1]  # grouped queries share a key head
-    key = key.repeat_interleave(heads // key.shape[1], dim=1)
-    value = value.repeat_interleave(heads // value.shape[1], dim=1)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = query @ key.transpose(2, 3) * scale
+    scores = _by_group(query, key.transpose(2, 3)) * scale
     if softcap is not None:
         scores = (scores / softcap).tanh() * softcap
     if position_bias is not None:
@@ -96,16 +93,27 @@ def _attention(
 
     if tap is None:  # another thread runs the network while a tap is open here
         probabilities = softmax(scores)
-        mixed = probabilities @ value
+        mixed = _by_group(probabilities, value)
     else:
         site = tap.begin(module)
         tap.computing = True
         try:
             probabilities = tap.attend(site, scores, softmax)
-            mixed = tap.change("outputs", site, probabilities @ tap.change("values", site, value))
+            if any(edit.values for edit in tap.edits):  # which see one of each query head
+                value = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
+            value = tap.change("values", site, value)
+            mixed = tap.change("outputs", site, _by_group(probabilities, value))
         finally:
             tap.computing = False
     return mixed.transpose(1, 2).contiguous(), probabilities
+
+
+def _by_group(left: Tensor, right: Tensor) -> Tensor:
+    """Return ``left @ right``, where groups of query heads in `left` share a head of `right`."""
+    if left.shape[1] == right.shape[1]:
+        return left @ right
+    grouped = left.reshape(len(left), right.shape[1], -1, left.shape[-1])
+    return (grouped @ right).view(*left.shape[:-1], right.shape[-1])
 
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
