@@ -1,11 +1,12 @@
-"""What control by attention does: contracts whose boilerplate misleads a model.
+"""What control by attention does: boilerplate that misleads, and instructions that compete.
 
     python benchmarks/control.py [--seeds 3] [--clauses unfair_tos_en.tsv]
 
 A classifier learns from passages whose boilerplate goes with the label, and is asked about passages
 where it is the other way round. Accuracy before, with attention to the boilerplate suppressed
 (known passages, and passages found by the tool), with random passages of that length suppressed,
-and with the boilerplate deleted.
+and with the boilerplate deleted. Then a decoder that by habit follows the last of two instructions
+is steered to the first one (PASTA), with heads that were chosen on other prompts.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import warnings
 from pathlib import Path
 
 from xattn.analysis.control import control, find_misleading
+from xattn.analysis.emphasis import emphasis
 from xattn.cases.contracts import (
     MISLEADING,
     assemble,
@@ -22,6 +24,7 @@ from xattn.cases.contracts import (
     train_contracts,
     write_sentences,
 )
+from xattn.cases.instructions import draw_instructions, train_instructions
 
 KNOWN, ASKED = 150, 300
 
@@ -47,6 +50,12 @@ def main() -> None:
         looks = ", ".join(f"{name} {share.mean:.2f}" for name, share in result.looks.items())
         print(f"on the boilerplate ({result.size.mean:.2f} of the tokens): {looks}")
         print(f"found by the tool: precision and recall {result.overlap}\n")
+        drawn = draw_instructions(400, seed=9 + seed)
+        wanted = [first for first, _ in drawn.answers]
+        steered = emphasis(
+            train_instructions(seed), drawn.prompts, [[s] for s in drawn.first], wanted
+        )
+        print(f"seed {seed}: {steered.finding().says}\n")
 
 
 if __name__ == "__main__":

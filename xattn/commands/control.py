@@ -11,6 +11,7 @@ from rich.table import Table
 
 from xattn import files
 from xattn.analysis.control import LOOKING, Control, Spans, control, find_misleading
+from xattn.analysis.emphasis import Emphasis, emphasis
 from xattn.application import command
 from xattn.cases.contracts import (
     MISLEADING,
@@ -20,6 +21,7 @@ from xattn.cases.contracts import (
     train_contracts,
     write_sentences,
 )
+from xattn.cases.instructions import draw_instructions, train_instructions
 from xattn.data import load_dataset
 from xattn.errors import InputError
 from xattn.model import Model, load
@@ -30,6 +32,7 @@ from xattn.options import (
     MethodsOption,
     ModelOption,
     RevisionOption,
+    TaskOption,
     chosen_methods,
     numbers,
 )
@@ -64,6 +67,7 @@ def control_command(
             help="unfair_tos_en.tsv of UNFAIR-ToS for the contracts, in place of our own clauses.",
         ),
     ] = None,
+    task: TaskOption = None,
     layers: Annotated[
         str | None,
         typer.Option("--layers", help="Where, as 4-6 or 0,-1.", show_default="everywhere"),
@@ -81,7 +85,8 @@ def control_command(
     """Suppress attention to passages and see whether the model does better, against two controls.
 
     Bare it is a demonstration: contracts whose boilerplate misleads a model that is trained on the
-    spot (half a minute).
+    spot (half a minute). With --task generate passages are emphasised instead, and the labels are
+    what they ask for.
     """
     for place in filter(None, (out, None if json is None else json.parent)):
         files.require_writable(place)
@@ -89,6 +94,13 @@ def control_command(
         raise InputError(
             "--model and --data", got="one of them", expected="both, or none for the demonstration"
         )
+    if task == "generate":
+        emphasised = _emphasise(model, data, spans_column, limit, seed, device, dtype, revision)
+        show_finding(emphasised.finding(), out)
+        if json is not None:
+            files.write_text(json, emphasised.to_dataframe().to_json(orient="records", indent=1))
+            say_written(json)
+        return
     looking = chosen_methods(methods, LOOKING)
     found: Spans | None = None
     if data is None:
@@ -111,6 +123,31 @@ def control_command(
         frame: pd.DataFrame = result.to_dataframe()
         files.write_text(json, frame.to_json(orient="records", indent=1))
         say_written(json)
+
+
+def _emphasise(
+    model: str | None,
+    data: str | None,
+    spans_column: str,
+    limit: int | None,
+    seed: int,
+    device: str,
+    dtype: str,
+    revision: str | None,
+) -> Emphasis:
+    """Return what emphasis does: to a decoder of our own that prefers the last instruction."""
+    if data is None:
+        with console.status("training a decoder that follows the last of two instructions"):
+            drawn = draw_instructions(limit or 2 * ASKED, seed=9)
+            loaded = train_instructions()
+        wanted = [first for first, _ in drawn.answers]
+        return emphasis(loaded, drawn.prompts, [[s] for s in drawn.first], wanted, seed=seed)
+    dataset = load_dataset(data, rationale_column=spans_column, limit=limit)
+    if dataset.labels is None or dataset.rationales is None:
+        raise InputError(f"{data} has no labels", remedy="add a column label: what is wanted")
+    loaded = load(model, task="generate", device=device, dtype=dtype, revision=revision)
+    labels = [str(label) for label in dataset.labels]
+    return emphasis(loaded, dataset.texts, dataset.rationales, labels, seed=seed)
 
 
 def demonstration(clauses: Path | None, count: int) -> tuple[Model, Passages, Spans]:
