@@ -1,6 +1,6 @@
 """Whether the intersection of attention and gradients is more reliable than its parts.
 
-    python benchmarks/consensus.py [--texts 100] [--only NAME ...] [--keep FOLDER]
+    python benchmarks/consensus.py [--texts 60] [--only NAME ...] [--keep FOLDER]
 
 Every definition of `consensus` over seven pairs, an attention method with a gradient method each,
 is held against both its parts on the same texts: by deletion curves of three classifiers that were
@@ -66,8 +66,16 @@ PAIRS = [
 ]
 DEFINITIONS = ("product", "minimum", "rank_minimum", "top_k")
 """The geometric mean orders tokens as the product does; only correlations tell it from that."""
-METRICS = {"abpc": 1, "comprehensiveness": 1, "sufficiency": -1, "auprc": 1}
-"""Each with the sign of better."""
+METRICS = {
+    "abpc": ("ABPC", 1),
+    "abpc:ordering=absolute": ("ABPC by size", 1),
+    "comprehensiveness": ("comprehensiveness", 1),
+    "sufficiency": ("sufficiency", -1),
+    "auprc": ("AUPRC", 1),
+    "auprc:ordering=absolute": ("AUPRC by size", 1),
+}
+"""What each is called, and the sign of better. By size, no method knows what speaks against:
+attention never does, and consensus has its signs from the gradients."""
 CONTROL = "random"
 KNOWN = 50
 """Texts of each problem whose answer is known."""
@@ -158,6 +166,16 @@ def phrases(count: int) -> Dataset:
     return dataset("sst2", [e.text for e in corpus.test[:count]])
 
 
+def accuracy(model: Model) -> float:
+    """Return the share of the sentences of SST-2's dev set that a model classifies right."""
+    examples = load_corpus(str(DATA / "sst2_phrases"), 0, 500).test
+    right = 0
+    for positions, batch in model.batches(model.encode([e.text for e in examples])):
+        found = model.logits(batch.inputs).argmax(-1).tolist()
+        right += sum(f == examples[i].label for f, i in zip(found, positions, strict=True))
+    return right / len(examples)
+
+
 def tweets(count: int) -> Dataset:
     """Return tweets with the passage that a person selected as the reason for their label."""
     table = pd.read_csv(DATA / "tweets_selected_text" / "kaggle_train.csv").dropna()
@@ -201,16 +219,16 @@ def trials(count: int) -> list[Trial]:
 
 def measured(trial: Trial) -> dict[str, pd.DataFrame]:
     """Return by what was measured the values ``[text, method]``: higher is better."""
-    texts = trial.data()
-    metrics = [m for m in METRICS if m != "auprc" or texts.rationales is not None]
+    texts, found = trial.data(), {}
+    metrics = [m for m in METRICS if "auprc" not in m or texts.rationales is not None]
     names = [*ATTENTION, *GRADIENT, *SPECS.values(), *CONTROLS.values()]
     result = compare(trial.model(), texts, names, trial.operators, metrics=metrics, beam=1)
-    return {
-        f"{trial.name}: {metric}" + (f", {operator}" if metric != "auprc" else ""): METRICS[metric]
-        * result.table(operator, metric)
-        for metric in metrics
-        for operator in trial.operators[: 1 if metric == "auprc" else None]
-    }
+    for metric in metrics:
+        label, sign = METRICS[metric]
+        for operator in trial.operators[: 1 if "auprc" in metric else None]:
+            column = label if "auprc" in metric else f"{label}, {operator}"
+            found[f"{trial.name}: {column}"] = sign * result.table(operator, metric)
+    return found
 
 
 def judged(name: str) -> dict[str, pd.DataFrame]:
@@ -270,16 +288,13 @@ def told(frame: pd.DataFrame, table: pd.DataFrame) -> None:
     """Print one column: every pair and definition against the better part and each."""
     print("| pair | definition | parts | − better part | − attention | − gradients |")
     print("|---|---|---|---|---|---|")
-    real = frame[frame["attention"] != CONTROL]
-    for (attention, gradient, by), group in real.groupby(
-        ["attention", "gradient", "by"], sort=False
-    ):
-        rows = {row.part: row for row in group.itertuples()}
-        better = next(row for row in rows.values() if row.better)
+    lines = {(row.attention, row.gradient, row.by, row.part): row for row in frame.itertuples()}
+    for attention, gradient, by in SPECS:
+        one, other = (lines[attention, gradient, by, part] for part in (attention, gradient))
         means = f"{table[attention].mean():.3f}, {table[gradient].mean():.3f}"
         print(
-            f"| {SHORT[attention]} × {SHORT[gradient]} | {by} | {means} | {cell(better)} "
-            f"| {cell(rows[attention])} | {cell(rows[gradient])} |"
+            f"| {SHORT[attention]} × {SHORT[gradient]} | {by} | {means} "
+            f"| {cell(one if one.better else other)} | {cell(one)} | {cell(other)} |"
         )
 
 
@@ -296,6 +311,11 @@ def counted(frames: dict[str, pd.DataFrame]) -> None:
         print(f"| {name} | {' | '.join(shares)} |")
 
     line("than the better part", real[real["better"]])
+    sized = real["column"].str.contains("by size")
+    known = real["column"].str.contains("known answer")
+    line("… by signed scores", real[real["better"] & ~sized & ~known])
+    line("… by size", real[real["better"] & sized])
+    line("… known answers", real[real["better"] & known])
     for by in DEFINITIONS:
         line(f"… {by}", real[real["better"] & (real["by"] == by)])
     for attention, gradient in PAIRS:
@@ -324,9 +344,27 @@ def overview(tables: dict[str, pd.DataFrame]) -> None:
         print(f"| {name} | {cells} | {sign * means[SPECS[best]]:.3f} | {title} |")
 
 
+def matrix(frames: dict[str, pd.DataFrame], holds: str) -> None:
+    """Print consensus minus its better part for the columns that hold a word, without intervals."""
+    picked = {name: f[f["better"]] for name, f in frames.items() if holds in name}
+    if not picked:
+        return
+    signs = {"better": " +", "worse": " −", "=": ""}
+    titles = [name.removeprefix("known answer, ").removesuffix(f": {holds}") for name in picked]
+    print(f"\n## Consensus minus its better part: {holds}\n")
+    print(f"| pair | definition | {' | '.join(titles)} |\n|---|---|{'---|' * len(picked)}")
+    for attention, gradient, by in SPECS:
+        cells = []
+        for frame in picked.values():
+            here = (frame["attention"] == attention) & (frame["gradient"] == gradient)
+            row = frame[here & (frame["by"] == by)].iloc[0]
+            cells.append(f"{row['mean']:+.3f}{signs[row['verdict']]}")
+        print(f"| {SHORT[attention]} × {SHORT[gradient]} | {by} | {' | '.join(cells)} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--texts", type=int, default=100, help="of each data set")
+    parser.add_argument("--texts", type=int, default=60, help="of each data set")
     parser.add_argument("--only", nargs="*", help="trials and problems whose names hold this")
     parser.add_argument("--keep", type=Path, help="folder of what was measured: read, or written")
     given = parser.parse_args()
@@ -334,6 +372,9 @@ def main() -> None:
     frames: dict[str, pd.DataFrame] = {}
     tables: dict[str, pd.DataFrame] = {}
 
+    if (DATA / "sst2_phrases").is_dir():
+        print(f"Right on SST-2: encoder {accuracy(xattn.load()):.1%}, ", end="")
+        print(f"decoder {accuracy(train_decoder()):.1%}\n")
     print("## Every pair and definition")
     wanted: dict[str, Callable[[], dict[str, pd.DataFrame]]] = {}
     for trial in trials(given.texts):
@@ -352,6 +393,8 @@ def main() -> None:
             told(frames[column], table)
     counted(frames)
     overview(tables)
+    for holds in ("ABPC, mask", "ABPC by size, mask", "AUPRC", "known answer"):
+        matrix(frames, holds)
 
 
 if __name__ == "__main__":

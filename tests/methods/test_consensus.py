@@ -42,9 +42,9 @@ def expected(by: str, one: Attribution, other: Attribution) -> Floats:
         "top_k": np.all([(x >= np.sort(x)[-k]) & (x > 0) for x in (a, b)], axis=0) * 1.0,
     }[by]
     signs = [np.sign(x.scores[~x.special]) for x in (one, other) if x.signed]
-    if len(signs) == 2:
-        return both * signs[0] * (signs[0] == signs[1])
-    return both * signs[0] if signs else both
+    for sign in signs:
+        both = np.where(sign == signs[0], both * np.abs(sign), 0)
+    return np.asarray(both * signs[0] if signs else both)
 
 
 @pytest.mark.parametrize(
