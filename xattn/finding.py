@@ -35,9 +35,21 @@ class Table:
 
     def markup(self) -> str:
         """Return the table as HTML."""
-        head = "".join(f"<th>{escape(name)}</th>" for name in self.columns)
+        if not self.rows:
+            return charts.NOTHING
+        kinds = [
+            ' class="words"' if any(isinstance(cell, str) for cell in column) else ""
+            for column in zip(*self.rows, strict=True)
+        ]
+        named = zip(self.columns, kinds, strict=True)
+        head = "".join(f"<th{kind}>{escape(name)}</th>" for name, kind in named)
         body = "".join(
-            "<tr>" + "".join(f"<td>{escape(shown(cell))}</td>" for cell in row) + "</tr>"
+            "<tr>"
+            + "".join(
+                f"<td{kind}>{escape(shown(cell))}</td>"
+                for cell, kind in zip(row, kinds, strict=True)
+            )
+            + "</tr>"
             for row in self.rows
         )
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
@@ -161,7 +173,9 @@ class Passage:
 
     def markup(self) -> str:
         """Return the pieces, each with links to the sources under them."""
-        key = f"s{abs(hash((self.title, self.sources, self.pieces))) % 10**9}"
+        if not self.pieces:
+            return charts.NOTHING
+        key = charts.key(self)
         pieces = []
         for piece in self.pieces:
             links = "".join(f'<sup><a href="#{key}-{n}">{n + 1}</a></sup>' for n in piece.sources)
@@ -254,8 +268,9 @@ def shown(cell: Cell) -> str:
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return "—"
     if isinstance(cell, float):
-        small = cell != 0 and abs(cell) < 0.0005
-        return (f"{cell:.1g}" if small else f"{cell:z.3f}").replace("-", "−")
+        if 0 < abs(cell) < 0.0005:
+            return f"{cell:.1g}".replace("-", "−")
+        return (f"{cell:z.3f}" if abs(cell) < 1e5 else f"{cell:.4g}").replace("-", "−")
     return str(cell)
 
 
