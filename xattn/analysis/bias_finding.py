@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xattn.analysis.components import Estimate
+from xattn.evaluation.significance import LEVEL
 from xattn.evaluation.statistics import signed
 from xattn.finding import Dot, Dots, Finding, Heatmap, Part, Table, shown
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 
 SHOWN = 5
 """Pairs that are shown, and names that a sentence holds."""
-FEW = 7
-"""In fewer sentences no profession can be flagged among many: Wilcoxon's p stays above 0.01."""
 SHARES = {
     "attribution": "share of the attribution on the swapped words",
     "attention": "share of the attention on the swapped words",
@@ -114,9 +113,10 @@ def cautions(bias: Bias) -> tuple[str, ...]:
             "told from what the sentence does, so the spread is not judged. Give each profession "
             "several templates."
         )
-    elif bias.professions["n"].max() < FEW:
+    elif len(bias.professions) * 2.0 ** (1 - bias.professions["n"].max()) >= LEVEL:
         said.append(
-            f"With fewer than {FEW} templates a profession hardly any can be flagged by itself."
+            "No profession can be flagged by itself: with so few templates the smallest p that "
+            "Wilcoxon’s test can give stays above 0.05 after Holm’s correction."
         )
     if bias.unknown:
         more = ", …" if len(bias.unknown) > SHOWN else ""

@@ -28,8 +28,8 @@ import numpy as np
 import pandas as pd
 
 from xattn.analysis.cautions import looks
-from xattn.analysis.templates import Pair, Side
-from xattn.errors import AttentionError, InputError, XattnWarning
+from xattn.analysis.templates import Pair, Side, Span
+from xattn.errors import AttentionError, InputError, ModelError, XattnWarning
 from xattn.explanations import explain_aims
 from xattn.model import Model, mark
 from xattn.model.scorer import Scorer
@@ -61,7 +61,7 @@ class Asker(ABC):
 
     model: Model
     measure: str
-    """What `values` are, in words."""
+    """What changes, in words."""
     unit: str
     quantity: Quantity
     """In which what `cases` ask for is explained."""
@@ -74,8 +74,10 @@ class Asker(ABC):
         return False
 
     @abstractmethod
-    def values(self, encodings: Sequence[Encoding]) -> tuple[Floats, Floats]:
-        """Return what the model makes of each text, as it is and normalised by text."""
+    def changes(
+        self, first: Sequence[Encoding], second: Sequence[Encoding]
+    ) -> tuple[Floats, Floats]:
+        """Return second − first of what the model makes of two texts, as it is and normalised."""
 
     @abstractmethod
     def cases(self, encodings: Sequence[Encoding]) -> list[Case]:
@@ -92,11 +94,13 @@ class Classifier(Asker):
 
     label: int
 
-    def values(self, encodings: Sequence[Encoding]) -> tuple[Floats, Floats]:
-        """Return the probabilities, twice."""
+    def changes(
+        self, first: Sequence[Encoding], second: Sequence[Encoding]
+    ) -> tuple[Floats, Floats]:
+        """Return the difference of the probabilities, twice."""
         quantity: Quantity = "logit" if self.model.link == "identity" else "probability"
-        found = self._scores(self.cases(encodings), quantity)
-        return found, found
+        before, after = (self._scores(self.cases(part), quantity) for part in (first, second))
+        return after - before, after - before
 
     def cases(self, encodings: Sequence[Encoding]) -> list[Case]:
         """Return the texts with the class."""
@@ -108,11 +112,34 @@ class Classifier(Asker):
 class Masked(Asker):
     """The log-probability of the swapped words behind masks."""
 
-    def values(self, encodings: Sequence[Encoding]) -> tuple[Floats, Floats]:
-        """Return log-probabilities of the words, and what the profession adds to them."""
-        given = self._scores([self._behind_masks(e) for e in encodings], "log_probability")
-        unnamed = [self._behind_masks(self._unnamed(e)) for e in encodings]
-        return given, given - self._scores(unnamed, "log_probability")
+    def changes(
+        self, first: Sequence[Encoding], second: Sequence[Encoding]
+    ) -> tuple[Floats, Floats]:
+        """Return the log-odds of the words, and what the profession adds to them.
+
+        Raises
+        ------
+        InputError
+            Where the number of masks would tell the words of one group from those of the other.
+        """
+        for pair in zip(first, second, strict=True):
+            counts = [int(where(encoding, SWAPPED).sum()) for encoding in pair]
+            if counts[0] != counts[1]:
+                words = (np.array(e.tokens, dtype=object)[where(e, SWAPPED)] for e in pair)
+                raise InputError(
+                    "the words that are swapped need different numbers of masks",
+                    got=" and ".join("·".join(tokens) for tokens in words),
+                    expected="as many tokens for both",
+                    remedy="swap other words (--groups), or measure a causal model",
+                )
+        given, prior = [], []
+        for encodings in (first, second):
+            asked = [self._behind_masks(encoding) for encoding in encodings]
+            unnamed = [self._behind_masks(self._unnamed(encoding)) for encoding in encodings]
+            given.append(self._scores(asked, self.quantity))
+            prior.append(self._scores(unnamed, self.quantity))
+        odds = given[1] - given[0]
+        return odds, odds - (prior[1] - prior[0])
 
     def cases(self, encodings: Sequence[Encoding]) -> list[Case]:
         """Return the texts with the profession masked, which is what is explained."""
@@ -153,10 +180,12 @@ class Causal(Asker):
         """True: how frequent the two words are says nothing about professions."""
         return True
 
-    def values(self, encodings: Sequence[Encoding]) -> tuple[Floats, Floats]:
-        """Return the log-likelihoods, twice."""
-        found = self._scores(self.cases(encodings), self.quantity)
-        return found, found
+    def changes(
+        self, first: Sequence[Encoding], second: Sequence[Encoding]
+    ) -> tuple[Floats, Floats]:
+        """Return the difference of the log-likelihoods, twice: `changes` takes them together."""
+        before, after = (self._scores(self.cases(part), self.quantity) for part in (first, second))
+        return after - before, after - before
 
     def cases(self, encodings: Sequence[Encoding]) -> list[Case]:
         """Return the texts with all their tokens but the first, before which nothing stands."""
@@ -242,8 +271,13 @@ def changes(
     DataFrame
         One row a pair: profession, template, words, first and second (the texts), lean (second −
         first of what the model makes of them) and change (the same, normalised; see the module).
+
+    Raises
+    ------
+    InputError
+        For words whose masks would tell them apart.
     """
-    (raw, before), (raw_too, after) = asker.values(first), asker.values(second)
+    lean, change = asker.changes(first, second)
     table = pd.DataFrame(
         {
             "profession": [pair.profession for pair in pairs],
@@ -251,8 +285,8 @@ def changes(
             "words": [pair.words for pair in pairs],
             "first": [pair.first.text for pair in pairs],
             "second": [pair.second.text for pair in pairs],
-            "lean": raw_too - raw,
-            "change": after - before,
+            "lean": lean,
+            "change": change,
         }
     )
     if asker.centred:
@@ -284,42 +318,44 @@ def shares(
         One row a pair. attribution_first and attribution_second: the share of the absolute scores
         on the swapped words, 0..1. attention_first and attention_second: the share of the attention
         from where the prediction is read that is on the swapped words, mean of all heads and
-        layers; left out for models without attention. attribution and attention: second − first.
-        moved: the L1 distance of the two texts' scores, word by word, each divided by the sum of
-        their sizes; 0 (alike) to 2.
+        layers. attribution and attention: second − first. moved: the L1 distance of the two texts'
+        scores, word by word, each divided by the sum of their sizes; 0 (alike) to 2.
 
     Warns
     -----
     XattnWarning
-        If the model has no attention that can be read.
+        Of attributions or attention that the model does not give, which are left out.
     """
     found: dict[str, Floats] = {}
     scores = []
     for name, encodings in (("first", first), ("second", second)):
         cases = asker.cases(encodings)
         here = [where(encoding, SWAPPED) for encoding in encodings]
-        items = explain_aims(asker.model, cases, [method], asker.quantity)
-        found[f"attribution_{name}"] = np.array(
-            [_share(item, swapped) for item, swapped in zip(items, here, strict=True)]
-        )
-        sides = [getattr(pair, name) for pair in pairs]
-        scores.append([_normalised(item, side) for item, side in zip(items, sides, strict=True)])
         try:
-            attended = looks(asker.model, cases)
+            items = explain_aims(asker.model, cases, [method], asker.quantity)
+            found[f"attribution_{name}"] = np.array(
+                [_share(item, swapped) for item, swapped in zip(items, here, strict=True)]
+            )
+            spans = [getattr(pair, name).units for pair in pairs]
+            scores.append([_laid(item, units) for item, units in zip(items, spans, strict=True)])
+        except ModelError as error:
+            warnings.warn(f"attributions are left out: {error}", XattnWarning, stacklevel=3)
+        try:
+            found[f"attention_{name}"] = np.array(
+                [
+                    float(look.shares.mean((0, 1))[swapped].sum())
+                    for look, swapped in zip(looks(asker.model, cases), here, strict=True)
+                ]
+            )
         except AttentionError as error:
             warnings.warn(f"attention is left out: {error}", XattnWarning, stacklevel=3)
-            continue
-        found[f"attention_{name}"] = np.array(
-            [
-                float(look.shares.mean((0, 1))[swapped].sum())
-                for look, swapped in zip(attended, here, strict=True)
-            ]
-        )
     for name in ("attribution", "attention"):
         if f"{name}_second" in found:
             found[name] = found[f"{name}_second"] - found[f"{name}_first"]
-    moved = [float(np.abs(a - b).sum()) for a, b in zip(*scores, strict=True)]
-    return pd.DataFrame({**found, "moved": moved})
+    if scores:
+        distances = [float(np.abs(a - b).sum()) for a, b in zip(*scores, strict=True)]
+        found["moved"] = np.array(distances)
+    return pd.DataFrame(found, index=range(len(pairs)))
 
 
 def _share(item: Attribution, here: Bools) -> float:
@@ -327,8 +363,15 @@ def _share(item: Attribution, here: Bools) -> float:
     return float(sizes[here].sum() / sizes.sum()) if sizes.any() else np.nan
 
 
-def _normalised(item: Attribution, side: Side) -> Floats:
-    """Return the scores of units, over the sum of their sizes."""
-    scores = item.spans(side.units).scores.astype(np.float64)
-    total = np.abs(scores).sum()
-    return scores / total if total > 0 else scores
+def _laid(item: Attribution, units: Sequence[Span]) -> Floats:
+    """Return the scores of units and of special tokens, over the sum of their sizes."""
+    real = ~item.special
+    ends = [end for _, end in units]
+    numbers = np.searchsorted(ends, item.offsets[real, 0], side="right").clip(max=len(ends) - 1)
+    scores = item.scores.astype(np.float64)
+    together = np.concatenate(
+        [np.bincount(numbers, scores[real], minlength=len(ends)), scores[~real]]
+    )
+    total = np.abs(together).sum()
+    laid: Floats = together / total if total > 0 else together
+    return laid

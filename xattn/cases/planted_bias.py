@@ -64,10 +64,11 @@ LONGEST = 16
 
 
 def templates() -> tuple[str, ...]:
-    """Return templates for `xattn.analysis.templates.expand`, each with one trait."""
-    traits = [trait for both in zip(GOOD, BAD, strict=True) for trait in both]
+    """Return templates for `xattn.analysis.templates.expand`: each frame, good and bad."""
     return tuple(
-        frame.replace("{trait}", trait) for frame, trait in zip(FRAMES, traits, strict=True)
+        frame.replace("{trait}", trait)
+        for i, frame in enumerate(FRAMES)
+        for trait in (GOOD[i % len(GOOD)], BAD[i % len(BAD)])
     )
 
 
