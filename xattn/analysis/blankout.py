@@ -11,6 +11,10 @@ for that of a word, ranks densely (equal scores take one rank, and the formula f
 ties follows), and counts special tokens. `PUBLISHED` is that, `CORRECTED` reads where the
 prediction is read, ranks ties by their mean, and leaves special tokens out. `RELATIVE` also takes
 out what any decoder would show whatever it looks at.
+
+Gradients are taken by their length. The scripts' absolute value of the sum is nothing but rounding
+in models whose blocks begin with layer normalisation, such as GPT-2: to add one number to a whole
+embedding changes nothing, so the derivatives sum to 0.
 """
 
 from __future__ import annotations
@@ -56,17 +60,15 @@ class Protocol:
     """What equal scores get; see `dense_correlation` and `average_correlation`."""
     special: bool
     """Whether special tokens count."""
-    gradient: Literal["sum", "length"]
-    """What becomes of a token's gradient: the absolute value of its sum, or its length."""
     relative: bool = False
     """Whether a score is divided by what it would be if all attention were uniform. In an encoder
     that changes no rank. In a decoder the first tokens are seen by the most others, and rollout and
     flow favour them whatever is looked at; see section 5 of the paper."""
 
 
-PUBLISHED = Protocol("published", "largest", "dense", special=True, gradient="sum")
-"""As in the script that was published with the paper."""
-CORRECTED = Protocol("corrected", "readout", "average", special=False, gradient="length")
+PUBLISHED = Protocol("published", "largest", "dense", special=True)
+"""As in the scripts that were published with the paper."""
+CORRECTED = Protocol("corrected", "readout", "average", special=False)
 RELATIVE = replace(CORRECTED, name="relative to uniform attention", relative=True)
 
 
@@ -95,7 +97,7 @@ def average_correlation(one: Floats, other: Floats) -> float:
 
     Examples
     --------
-    >>> average_correlation(np.array([1.0, 1.0, 2.0]), np.array([2.0, 1.0, 1.0]))
+    >>> round(average_correlation(np.array([1.0, 1.0, 2.0]), np.array([2.0, 1.0, 1.0])), 6)
     -0.5
     """
     if len(one) < FEWEST or np.ptp(one) == 0 or np.ptp(other) == 0:
@@ -117,8 +119,8 @@ class Reading:
     """The same, if every position looked at all that it can see alike."""
     blankout: Floats
     """``[token]``: absolute change of the class's probability."""
-    gradient: Floats
-    """``[token, hidden]``: of the class's logit by the embeddings."""
+    gradients: Floats
+    """``[token]``: length of the gradient of the class's logit by the embedding."""
 
     def scores(self, name: str, layer: int, protocol: Protocol) -> Floats:
         """Return what a map says of each token, ``[token]``."""
@@ -134,21 +136,12 @@ class Reading:
         ratio = np.divide(scores, expected, out=np.zeros_like(scores), where=expected > 0)
         return ratio.round(DECIMALS)
 
-    def worth(self, measure: str, protocol: Protocol) -> Floats:
-        """Return what blank-out or the gradient says, ``[token]``."""
-        if measure == "blank-out":
-            return self.blankout
-        if protocol.gradient == "sum":
-            total: Floats = np.abs(self.gradient.sum(1))
-            return total
-        found: Floats = np.linalg.norm(self.gradient, axis=1)
-        return found
-
     def correlation(self, name: str, layer: int, measure: str, protocol: Protocol) -> float:
         """Return how far a map and a measure agree; nan where one has no order."""
         taken = np.ones(len(self.special), np.bool_) if protocol.special else ~self.special
         correlate = dense_correlation if protocol.ranks == "dense" else average_correlation
-        scores, worth = self.scores(name, layer, protocol), self.worth(measure, protocol)
+        scores = self.scores(name, layer, protocol)
+        worth = self.blankout if measure == "blank-out" else self.gradients
         return correlate(scores[taken], worth[taken])
 
 
@@ -242,10 +235,8 @@ class BlankOut:
             ("where the prediction is read", {"position": CORRECTED.position}),
             ("ties ranked by their mean", {"ranks": CORRECTED.ranks}),
             ("special tokens left out", {"special": CORRECTED.special}),
-            ("length of the gradient", {"gradient": CORRECTED.gradient}),
         ):
-            if measure == "gradients" or "gradient" not in change:
-                steps.append((said, replace(steps[-1][1], **change)))
+            steps.append((said, replace(steps[-1][1], **change)))
         rows = [
             (said, *np.nanmean(self.correlations(measure, protocol)[:, :, -1], axis=0))
             for said, protocol in steps
@@ -363,7 +354,7 @@ def blank_out(
                 followed(means),
                 followed(uniform(means)),
                 _blanked(scorer, encodings[place], label[row]),
-                slopes[row, columns],
+                np.linalg.norm(slopes[row, columns], axis=1),
             )
         scorer.clear()
         if progress is not None:

@@ -49,7 +49,7 @@ def draw_instructions(count: int, seed: int, *, alone: float = 0.0) -> Instructi
     --------
     >>> drawn = draw_instructions(1, seed=0)
     >>> drawn.prompts[0], drawn.answers[0]
-    ('say fourth or say second : h b s t =', ('t', 'b'))
+    ('say third or say fourth : b h z g =', ('z', 'g'))
     """
     draw = np.random.default_rng(seed)
     prompts, spans, answers = [], [], []
