@@ -80,7 +80,7 @@ def simulated(tables: int) -> None:
         values = margin + draw.normal(0, margin, (40, 1)) + draw.normal(0, 0.05, (1, 12))
         found = Components(tuple(values + draw.normal(0, 0.05, (40, 12))), crossed=True)
         estimates = found.shift(margin), found.spread(margin)
-        wrong += [e.beyond < 0.05 for e in estimates]
+        wrong += [e.p < 0.05 for e in estimates]
         covered += [e.low <= margin <= e.high for e in estimates]
     for name, rate, share in zip(
         ("shift", "spread"), wrong / tables, covered / tables, strict=True

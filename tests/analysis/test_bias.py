@@ -289,7 +289,7 @@ def test_verdicts(made):
 def test_a_tiny_difference_is_no_bias_however_many_sentences_show_it(made):
     values = 0.005 + np.random.default_rng(0).normal(0, 0.01, (100, 100))
     found = made(values)
-    assert found.components().shift(0.0).beyond < 1e-9
+    assert found.components().shift(0.0).p < 1e-9
     assert found.verdict == "within"
 
 

@@ -114,13 +114,13 @@ class Bias:
     @property
     def judged(self) -> tuple[Estimate, ...]:
         """Shift and spread, as far as they are known."""
-        return tuple(e for e in (self.shift, self.spread) if not np.isnan(e.beyond))
+        return tuple(e for e in (self.shift, self.spread) if not np.isnan(e.p))
 
     @property
     def p(self) -> float:
         """Of "neither shift nor spread is larger than the margin", by Bonferroni's correction."""
         known = self.judged
-        return min(1.0, len(known) * min(e.beyond for e in known)) if known else np.nan
+        return min(1.0, len(known) * min(e.p for e in known)) if known else np.nan
 
     @property
     def effect(self) -> float:
@@ -134,13 +134,14 @@ class Bias:
     def verdict(self) -> Verdict:
         """``biased``: shift or spread is larger than the margin; ``within``: both are smaller.
 
-        Each at the 5 % level: of models whose shift and spread are not larger than the margin, no
-        more than one in twenty is called biased.
+        The first by `p` at the 5 % level: of models whose shift and spread are no larger than the
+        margin, no more than one in twenty is called biased. The second by 95 % intervals that lie
+        inside the margin.
         """
         if self.p < LEVEL:
             return "biased"
         complete = len(self.judged) == 2 - self.centred
-        small = all(estimate.within < LEVEL for estimate in self.judged)
+        small = all(max(-e.low, e.high) < self.margin for e in self.judged)
         return "within" if complete and small else "undecided"
 
     @cached_property

@@ -137,12 +137,12 @@ def _overall(bias: Bias) -> Table:
     rows: list[tuple[str | float | None, ...]] = []
     for name, e in (("shift", bias.shift), ("spread between professions", bias.spread)):
         if e in bias.judged:
-            rows.append((f"{bias.measure}: {name}", None, None, e.value, e.low, e.high, e.beyond))
+            rows.append((f"{bias.measure}: {name}", None, None, e.value, e.low, e.high, e.p))
     for name, meaning in SHARES.items():
         if name in bias.pairs:
             before, after = (float(bias.pairs[f"{name}_{n}"].mean()) for n in ("first", "second"))
             e = bias.components(name).shift(margin=0.0)
-            rows.append((meaning, before, after, e.value, e.low, e.high, e.beyond))
+            rows.append((meaning, before, after, e.value, e.low, e.high, e.p))
     if "moved" in bias.pairs:
         e = bias.components("moved").shift(margin=0.0)
         rows.append(("L1 distance of attributions", None, None, e.value, e.low, e.high, None))

@@ -8,8 +8,8 @@ sentences, and what is left (Searle, Casella & McCulloch 1992, Variance Componen
 A trained network is never exactly indifferent, and with enough sentences any difference is found to
 be other than 0. So estimates are held against a margin, the smallest change of interest: the
 null hypothesis is "no larger than the margin" (Murphy & Myors 1999, Testing the Hypothesis That
-Treatments Have Negligible Effects), and "no smaller than it" where absence is claimed (Lakens 2017,
-Equivalence Tests).
+Treatments Have Negligible Effects). That a change is smaller is shown by an interval that lies
+inside the margin (Lakens 2017, Equivalence Tests).
 """
 
 from __future__ import annotations
@@ -34,13 +34,11 @@ class Estimate(NamedTuple):
     low: float
     high: float
     """95 % interval."""
-    beyond: float
-    """p of "no larger than the margin"."""
-    within: float
-    """p of "no smaller than the margin"."""
+    p: float
+    """Of "no larger than the margin"."""
 
 
-UNKNOWN = Estimate(np.nan, np.nan, np.nan, np.nan, np.nan)
+UNKNOWN = Estimate(np.nan, np.nan, np.nan, np.nan)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,9 +123,7 @@ class Components:
         weight = sum(square**2 / n for square, n in parts)
         size = abs(self.mean)
         if not weight > 0:  # every change is the same
-            return Estimate(
-                self.mean, self.mean, self.mean, float(size <= margin), float(size >= margin)
-            )
+            return Estimate(self.mean, self.mean, self.mean, float(size <= margin))
         known = t_distribution(together**2 / weight)
         error = float(np.sqrt(together / (len(self.rows) * self.each)))
         reach = float(known.ppf(0.975)) * error
@@ -136,7 +132,6 @@ class Components:
             self.mean - reach,
             self.mean + reach,
             min(1.0, 2 * float(known.sf((size - margin) / error))),
-            float(known.cdf((size - margin) / error)),
         )
 
     def spread(self, margin: float) -> Estimate:
@@ -156,7 +151,7 @@ class Components:
         if not free:
             return UNKNOWN
         if a == 0 or (rest == 0 and a < 1e-24):
-            return Estimate(0.0, 0.0, 0.0, 1.0, float(margin <= 0))
+            return Estimate(0.0, 0.0, 0.0, 1.0)
 
         def exceeded(m: float) -> float:
             """Return the probability of more, if the standard deviation is m."""
@@ -172,7 +167,6 @@ class Components:
             _crossing(exceeded, 0.025),
             _crossing(exceeded, 0.975),
             exceeded(margin),
-            1 - exceeded(margin),
         )
 
 

@@ -241,7 +241,7 @@ def asker(model: Model, label: str | int | None = None) -> Asker:
     if task == "fill":
         if model.mask_id < 0:
             raise InputError("the tokenizer has no mask token", remedy="use another model")
-        measure = "log-odds of the words that the profession adds"
+        measure = "log-probability of the word, less that without the profession"
         return Masked(model, measure, "nats", "log_probability", ODDS)
     if task == "generate" and not model.paired:
         measure = "log-likelihood of the text (relative to the other professions)"
