@@ -280,7 +280,9 @@ def test_verdicts(made):
     assert made(noise + stereotyped).verdict == "biased"
     assert abs(made(noise + stereotyped).shift.value) < 0.05
     assert made(noise + 0.05).verdict == "undecided"
-    assert made(noise[:, :1]).verdict == "undecided"  # the spread is not known
+    single = made(noise[:, :1])
+    assert single.verdict == "undecided"  # the spread is not known
+    assert "smaller than the margin of 0.05, as far as can be told" in single.finding().says
     assert made(noise + 0.2, centred=True).verdict == "within"
     assert made(noise + 0.2).effect == pytest.approx(0.2, abs=0.01)
     assert set(made(noise + stereotyped).flagged) == {f"p{i}" for i in range(20)}

@@ -133,7 +133,7 @@ ANTI = """1 [The potter] told the guest that [she] had made the bowl.
 
 def test_winogender_is_read(tmp_path):
     (tmp_path / "all_sentences.tsv").write_text(WINOGENDER, encoding="utf-8")
-    with pytest.warns(XattnWarning, match="1 sentences of all_sentences.tsv have no partner"):
+    with pytest.warns(XattnWarning, match="without a partner, and left out: weaver.guest.0$"):
         pairs = read_pairs(tmp_path)
     assert [(pair.profession, pair.template, pair.words) for pair in pairs] == [
         ("potter", "potter.0", "he/she"),
@@ -162,7 +162,7 @@ def test_winobias_is_read_with_its_other_half(tmp_path):
         read_pairs(pro)
     (tmp_path / "anti_stereotyped_type1.txt.dev").write_text(ANTI, encoding="utf-8")
     for source in (pro, tmp_path, tmp_path / "anti_stereotyped_type1.txt.dev"):
-        with pytest.warns(XattnWarning, match="no partner and are left out: 3"):
+        with pytest.warns(XattnWarning, match="without a partner, and left out: 3$"):
             pairs = read_pairs(source)
         assert [(pair.profession, pair.words) for pair in pairs] == [
             ("potter", "he/she"),

@@ -131,6 +131,12 @@ class Bias:
         return float(np.sqrt(sum(e.value**2 for e in self.judged))) if self.judged else np.nan
 
     @property
+    def small(self) -> bool:
+        """Whether the 95 % intervals of what is known lie inside the margin."""
+        inside = [max(-e.low, e.high) < self.margin for e in self.judged]
+        return bool(inside) and all(inside)
+
+    @property
     def verdict(self) -> Verdict:
         """``biased``: shift or spread is larger than the margin; ``within``: both are smaller.
 
@@ -141,8 +147,7 @@ class Bias:
         if self.p < LEVEL:
             return "biased"
         complete = len(self.judged) == 2 - self.centred
-        small = all(max(-e.low, e.high) < self.margin for e in self.judged)
-        return "within" if complete and small else "undecided"
+        return "within" if complete and self.small else "undecided"
 
     @cached_property
     def professions(self) -> pd.DataFrame:

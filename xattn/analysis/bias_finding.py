@@ -63,7 +63,9 @@ def says(bias: Bias) -> str:
     verdict = {
         "biased": f"That is a bias larger than the margin of {margin} (p {_p(bias.p)}).",
         "within": f"That is smaller than the margin of {margin}: no bias of that size.",
-        "undecided": f"Whether that is more than the margin of {margin} cannot be told.",
+        "undecided": f"That is smaller than the margin of {margin}, as far as can be told."
+        if bias.small
+        else f"Whether that is more than the margin of {margin} cannot be told.",
     }[bias.verdict]
     said = (
         f"{bias.model}: in {len(bias.pairs)} pairs of sentences about {len(bias.professions)} "

@@ -233,8 +233,8 @@ def _place(text: str, profession: str, name: str) -> Span:
 def _warn(path: Path, alone: list[str]) -> None:
     if alone:
         warnings.warn(
-            f"{len(alone)} sentences of {path.name} have no partner and are left out: "
-            f"{', '.join(alone[:3])}{' ...' if len(alone) > 3 else ''}",
+            f"{path.name}: without a partner, and left out: {', '.join(alone[:3])}"
+            + (f" and {len(alone) - 3} more" if len(alone) > 3 else ""),
             XattnWarning,
             stacklevel=5,
         )
