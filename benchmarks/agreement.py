@@ -1,6 +1,6 @@
-"""Attention, rollout and flow against blank-out and gradients, as Abnar & Zuidema 2020 compared them.
+"""Attention, rollout and flow against blank-out and gradients, as Abnar & Zuidema 2020 had it.
 
-    python benchmarks/agreement.py [--grammar] [--seeds 3] [--texts 500] [--markdown]
+    python benchmarks/agreement.py [--grammar] [--seeds 3] [--texts 500]
 
 Models of 6 layers of 8 heads learn to say the number of a verb: a decoder, and an encoder as the
 paper has it. On sentences whose templates they never saw, every token is blanked out, and raw
@@ -68,22 +68,22 @@ def table(found: BlankOut, protocol: Protocol, measure: str) -> pd.DataFrame:
 def claimed(
     whole: BlankOut, each: list[BlankOut], measure: str, protocol: Protocol
 ) -> pd.DataFrame:
-    """Return each claim over all texts of all models, and model by model."""
+    """Return each claim over all texts and model by model; it holds if it does of all of these."""
     parts = [found.claims(measure, protocol) for found in each]
-    rows = [
-        (
-            name,
-            known.said,
-            ", ".join(f"{part[name].mean:+.2f}" for part in parts),
-            "holds" if known.low > 0 else "does not hold" if known.high < 0 else "undecided",
-        )
-        for name, known in whole.claims(measure, protocol).items()
-    ]
+    rows = []
+    for name, known in whole.claims(measure, protocol).items():
+        means = [part[name].mean for part in parts]
+        verdict = "undecided"
+        if known.low > 0 and min(means) > 0:
+            verdict = "holds"
+        elif known.high < 0 and max(means) < 0:
+            verdict = "the reverse holds"
+        rows.append((name, known.said, ", ".join(f"{mean:+.2f}" for mean in means), verdict))
     return pd.DataFrame(rows, columns=["claim", "difference", "by model", "verdict"])
 
 
-def show(frame: pd.DataFrame, markdown: bool, index: bool) -> None:
-    print(frame.to_markdown(index=index) if markdown else frame.to_string(index=index), end="\n\n")
+def show(frame: pd.DataFrame, index: bool) -> None:
+    print(frame.to_string(index=index), end="\n\n")
 
 
 def main() -> None:
@@ -93,7 +93,6 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=500, help="of each model")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--steps", type=int, default=450)
-    parser.add_argument("--markdown", action="store_true")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -106,7 +105,7 @@ def main() -> None:
     for measure in MEASURES:
         published = pd.DataFrame(TABLES[measure], [f"L{k}" for k in range(1, 7)]).T
         print(f"\npublished table, {measure}")
-        show(published, given.markdown, index=True)
+        show(published, index=True)
     for causal in (True, False):
         print(f"\n== {'decoder' if causal else 'encoder'}\n")
         each = [tried(prefixes, seed, causal, given) for seed in range(given.seeds)]
@@ -115,10 +114,10 @@ def main() -> None:
         for measure in MEASURES:
             for protocol in whole.protocols:
                 print(f"\n{measure}, {protocol.name}")
-                show(table(whole, protocol, measure), given.markdown, index=True)
-                show(claimed(whole, each, measure, protocol), given.markdown, index=False)
+                show(table(whole, protocol, measure), index=True)
+                show(claimed(whole, each, measure, protocol), index=False)
             print(f"what each choice makes of the last layer, {measure}")
-            show(whole.choices(measure).round(2), given.markdown, index=False)
+            show(whole.choices(measure).round(2), index=False)
 
 
 if __name__ == "__main__":

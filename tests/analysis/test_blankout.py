@@ -162,6 +162,8 @@ def test_scores_of_the_last_layer_are_those_of_the_methods(model: Model, found: 
 def test_texts_in_batches_are_read_as_alone(model: Model, found: BlankOut):
     [alone] = blank_out(model, TEXTS[2:], ["plural"]).readings
     together = found.readings[2]
+    assert alone.tokens == together.tokens
+    assert {"the", "judges", "[CLS]"} == set(alone.tokens)
     np.testing.assert_allclose(alone.blankout, together.blankout, atol=1e-6)
     for name in MAPS:
         np.testing.assert_allclose(alone.maps[name], together.maps[name], atol=2e-6)
@@ -211,9 +213,8 @@ def test_uniform_attention_has_relative_scores_of_one():
     even = uniform(means)
     np.testing.assert_allclose(even[0, 3], [0.25, 0.25, 0.25, 0.25, 0])
     readout = np.eye(5)[4]
-    reading = Reading(
-        np.zeros(5, bool), readout, followed(even), followed(even), np.arange(5.0), np.arange(5.0)
-    )
+    maps, worth = followed(even), np.arange(5.0)
+    reading = Reading(tuple("abcde"), np.zeros(5, bool), readout, maps, maps, worth, worth)
     for name in MAPS:
         np.testing.assert_allclose(reading.scores(name, 2, RELATIVE), np.ones(5))
 
@@ -228,7 +229,7 @@ def planted(count: int, noise: float) -> BlankOut:
         special, readout = np.arange(6) == 2, np.eye(6)[2]
         followed_ = followed(means)
         even = followed(uniform(means))
-        readings.append(Reading(special, readout, followed_, even, worth, worth))
+        readings.append(Reading(tuple("abcdef"), special, readout, followed_, even, worth, worth))
     return BlankOut("planted", tuple(readings))
 
 

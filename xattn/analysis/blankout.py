@@ -109,6 +109,7 @@ def average_correlation(one: Floats, other: Floats) -> float:
 class Reading:
     """One text: what attention says of its tokens, and what they are worth."""
 
+    tokens: tuple[str, ...]
     special: Bools
     """``[token]``"""
     readout: Floats
@@ -349,6 +350,7 @@ def blank_out(
             columns = batch.columns(row)
             means = maps[row][:, columns][:, :, columns]
             readings[place] = Reading(
+                encodings[place].tokens,
                 encodings[place].special,
                 readout[row, columns],
                 followed(means),
