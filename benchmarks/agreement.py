@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--texts", type=int, default=500, help="of each model")
     parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=450)
+    parser.add_argument("--steps", type=int, default=700)
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)

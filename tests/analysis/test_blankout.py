@@ -247,7 +247,8 @@ def test_a_planted_layer_is_found():
 def test_choices_lead_from_published_to_corrected(found: BlankOut):
     for measure in MEASURES:
         steps = found.choices(measure)
-        for row, protocol in ((0, PUBLISHED), (-1, CORRECTED)):
+        last = found.protocols[-1]
+        for row, protocol in ((0, PUBLISHED), (3, CORRECTED), (-1, last)):
             expected = np.nanmean(found.correlations(measure, protocol)[:, :, -1], axis=0)
             np.testing.assert_allclose(steps[list(MAPS)].to_numpy()[row], expected)
 
@@ -276,3 +277,10 @@ def test_bad_input_is_told(demo: Model, model: Model):
         blank_out(demo, ["A dull film."]).correlations("gold", CORRECTED)
     with pytest.raises(ModelError, match="classifiers"):
         blank_out(xattn.load(task="generate"), TEXTS)
+
+
+def test_texts_that_are_all_short_give_no_numbers_and_no_warnings(model: Model):
+    found = blank_out(model, TEXTS[2:])
+    assert found.to_dataframe()["mean"].isna().all()
+    assert found.choices("blank-out").iloc[3][list(MAPS)].isna().all()
+    assert "—" in found.finding().says

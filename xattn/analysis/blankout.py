@@ -224,7 +224,7 @@ class BlankOut:
         }
 
     def choices(self, measure: str) -> pd.DataFrame:
-        """Return what each choice makes, from `PUBLISHED` to `CORRECTED`, one after the other.
+        """Return what each choice makes, from `PUBLISHED` to `CORRECTED` (and on to `RELATIVE`).
 
         Returns
         -------
@@ -238,8 +238,10 @@ class BlankOut:
             ("special tokens left out", {"special": CORRECTED.special}),
         ):
             steps.append((said, replace(steps[-1][1], **change)))
+        if RELATIVE in self.protocols:
+            steps.append((RELATIVE.name, RELATIVE))
         rows = [
-            (said, *np.nanmean(self.correlations(measure, protocol)[:, :, -1], axis=0))
+            (said, *pd.DataFrame(self.correlations(measure, protocol)[:, :, -1]).mean())
             for said, protocol in steps
         ]
         return pd.DataFrame(rows, columns=["choice", *MAPS])
