@@ -20,7 +20,7 @@ embedding changes nothing, so the derivatives sum to 0.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -151,7 +151,7 @@ class BlankOut:
     """Texts whose tokens were blanked out, and what attention says of them."""
 
     model: str
-    readings: tuple[Reading, ...]
+    readings: tuple[Reading, ...] = field(repr=False)
     seed: int = 0
 
     @property
