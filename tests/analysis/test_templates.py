@@ -81,6 +81,14 @@ def test_templates_without_a_slot_are_refused(template, said):
     assert "\n" not in str(error.value)
 
 
+def test_groups_take_the_projects_own_templates_that_they_can_fill():
+    pairs = expand(None, FEW, Groups.parse(["subject=he/she"]))
+    assert 3 <= len({pair.template for pair in pairs}) < len(read_lines(TEMPLATES))
+    assert {pair.words for pair in pairs} == {"he/she"}
+    with pytest.raises(InputError, match=r"got name, expected subject, object.*--templates"):
+        expand(None, FEW, Groups.parse(["name=Emma/Aisha"]))
+
+
 @pytest.mark.parametrize(
     "given",
     [[], ["name=Al"], ["name"], ["name=Al,Bo/Cy"], ["name=/Cy"], ["name=Al/Al"], ["profession=a/b"],

@@ -203,7 +203,8 @@ def expand(
     ----------
     templates : sequence of str, optional
         Sentences with the slot ``{profession}``, once, and at least one slot of the groups; a slot
-        with a capital is filled with a capital. The project's own by default.
+        with a capital is filled with a capital. By default those of the project's own whose slots
+        the groups have.
     professions : sequence of str, optional
         The project's own by default.
     groups : Groups
@@ -221,7 +222,16 @@ def expand(
     >>> pair.first.text, pair.second.text, pair.second.swapped
     ('He is a nurse.', 'She is a nurse.', ((0, 3),))
     """
-    templates = read_lines(TEMPLATES) if templates is None else templates
+    if templates is None:
+        slots = {PROFESSION, *groups.pairs[0][0]}
+        templates = [t for t in read_lines(TEMPLATES) if slots.issuperset(_slots(t))]
+        if not templates:
+            raise InputError(
+                "the project's own templates have none of the slots of these groups",
+                got=", ".join(groups.pairs[0][0]),
+                expected=", ".join(PRONOUNS.pairs[0][0]),
+                remedy="give templates of your own (--templates)",
+            )
     professions = read_lines(PROFESSIONS) if professions is None else professions
     if not templates or not professions:
         raise InputError(
@@ -239,9 +249,13 @@ def expand(
     )
 
 
+def _slots(template: str) -> list[str]:
+    return [slot.lower() for slot in _SLOT.findall(template)]
+
+
 def _check(template: str, groups: Groups) -> None:
     """Raise an error for a template that makes no pairs."""
-    slots = [slot.lower() for slot in _SLOT.findall(template)]
+    slots = _slots(template)
     known = groups.pairs[0][0]
     for slot in slots:
         if slot != PROFESSION and slot not in known:
