@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import wilcoxon
 from statsmodels.stats.multitest import multipletests
 from torch.nn.functional import cross_entropy
 from transformers import (
@@ -48,8 +49,7 @@ from xattn.demo.batches import PAD, bucketed_batches, pad, remove_tokens
 from xattn.demo.data import load_corpus
 from xattn.demo.descent import Descent
 from xattn.demo.train import LABELS, MAX_TOKENS, encode, train_tokenizer
-from xattn.evaluation import Dataset, compare, load_dataset, paired_difference
-from xattn.evaluation.significance import pairwise
+from xattn.evaluation import Dataset, compare, interval, load_dataset
 from xattn.evaluation.truth import PROBLEMS
 from xattn.evaluation.truth.questions import draw_questions, train_questions
 from xattn.model import Model
@@ -77,6 +77,9 @@ METRICS = {
 """What each is called, and the sign of better. By size, no method knows what speaks against:
 attention never does, and consensus has its signs from the gradients."""
 CONTROL = "random"
+KNOWN_ANSWER = "known answer"
+NOTHING = 1e-4
+"""Differences on a text that are no larger are rounding."""
 KNOWN = 50
 """Texts of each problem whose answer is known."""
 SHORT = {"attention": "att", "rollout": "roll", "value_norm": "norm", "input_x_gradient": "ixg",
@@ -238,7 +241,7 @@ def judged(name: str) -> dict[str, pd.DataFrame]:
     found = xattn.explain(problem.model, problem.texts, names, pairs=problem.pairs)
     rows = [[problem.judged(i, item) for item in items]
             for i, items in enumerate(found.by_text())]  # fmt: skip
-    return {f"known answer, {name}: {problem.measure}": pd.DataFrame(rows, columns=names)}
+    return {f"{KNOWN_ANSWER}, {name}: {problem.measure}": pd.DataFrame(rows, columns=names)}
 
 
 def once(
@@ -263,9 +266,10 @@ def differences(table: pd.DataFrame) -> pd.DataFrame:
         parts = [p for p in (attention, gradient) if p != CONTROL]
         best = max(parts, key=lambda p: table[p].mean())
         for part in parts:
-            both = table[[name, part]].dropna()
-            found = paired_difference(both[name].to_numpy(), both[part].to_numpy(), seed=0)
-            tests.append(pairwise(both)[0].p)
+            gaps = (table[name] - table[part]).dropna().to_numpy()
+            gaps = np.where(np.abs(gaps) < NOTHING, 0.0, gaps)
+            found = interval(gaps, seed=0)
+            tests.append(wilcoxon(gaps).pvalue if gaps.any() else 1.0)
             rows.append((attention, gradient, by, part, part == best, *found))
     columns = ["attention", "gradient", "by", "part", "better", "mean", "low", "high", "n"]
     frame = pd.DataFrame(rows, columns=columns)
@@ -312,7 +316,7 @@ def counted(frames: dict[str, pd.DataFrame]) -> None:
 
     line("than the better part", real[real["better"]])
     sized = real["column"].str.contains("by size")
-    known = real["column"].str.contains("known answer")
+    known = real["column"].str.contains(KNOWN_ANSWER)
     line("… by signed scores", real[real["better"] & ~sized & ~known])
     line("… by size", real[real["better"] & sized])
     line("… known answers", real[real["better"] & known])
@@ -332,10 +336,12 @@ def counted(frames: dict[str, pd.DataFrame]) -> None:
 
 
 def overview(tables: dict[str, pd.DataFrame]) -> None:
-    """Print the means of the parts and the best consensus of each column."""
+    """Print the means of the parts and the best consensus of each column, by masks."""
     print("\n## Means\n\n| model, data, measure | " + " | ".join(SHORT.values()), end="")
     print(" | best consensus | |\n|" + "---|" * (len(SHORT) + 3))
     for name, table in tables.items():
+        if name.endswith("delete"):  # they say the same
+            continue
         sign = -1 if name.split(": ")[1].startswith("sufficiency") else 1
         means = table.mean()
         best = max(SPECS, key=lambda key: means[SPECS[key]])
@@ -344,14 +350,21 @@ def overview(tables: dict[str, pd.DataFrame]) -> None:
         print(f"| {name} | {cells} | {sign * means[SPECS[best]]:.3f} | {title} |")
 
 
-def matrix(frames: dict[str, pd.DataFrame], holds: str) -> None:
-    """Print consensus minus its better part for the columns that hold a word, without intervals."""
-    picked = {name: f[f["better"]] for name, f in frames.items() if holds in name}
+def matrix(frames: dict[str, pd.DataFrame], measure: str) -> None:
+    """Print consensus minus its better part by one measure, or for known answers; no intervals."""
+    known = measure == KNOWN_ANSWER
+    picked = {
+        name: frame[frame["better"]]
+        for name, frame in frames.items()
+        if name.startswith(KNOWN_ANSWER) == known and (known or name.endswith(f": {measure}"))
+    }
     if not picked:
         return
     signs = {"better": " +", "worse": " −", "=": ""}
-    titles = [name.removeprefix("known answer, ").removesuffix(f": {holds}") for name in picked]
-    print(f"\n## Consensus minus its better part: {holds}\n")
+    titles = [
+        name.removeprefix(f"{KNOWN_ANSWER}, ").removesuffix(f": {measure}") for name in picked
+    ]
+    print(f"\n## Consensus minus its better part: {measure}\n")
     print(f"| pair | definition | {' | '.join(titles)} |\n|---|---|{'---|' * len(picked)}")
     for attention, gradient, by in SPECS:
         cells = []
@@ -383,7 +396,7 @@ def main() -> None:
             print(f"\n{trial.name}: skipped, {DATA} has no {', '.join(missing)}")
         else:
             wanted[trial.name] = partial(measured, trial)
-    wanted |= {f"known answer, {name}": partial(judged, name) for name in PROBLEMS}
+    wanted |= {f"{KNOWN_ANSWER}, {name}": partial(judged, name) for name in PROBLEMS}
     for name, measure in wanted.items():
         if given.only and not any(part in name for part in given.only):
             continue
@@ -393,8 +406,8 @@ def main() -> None:
             told(frames[column], table)
     counted(frames)
     overview(tables)
-    for holds in ("ABPC, mask", "ABPC by size, mask", "AUPRC", "known answer"):
-        matrix(frames, holds)
+    for measure in ("ABPC, mask", "ABPC by size, mask", "AUPRC", "AUPRC by size", KNOWN_ANSWER):
+        matrix(frames, measure)
 
 
 if __name__ == "__main__":
