@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -77,7 +77,7 @@ class Bias:
     """Whether only differences between professions mean anything; see `counterfactual`."""
     method: str | None
     """What gave the attributions."""
-    pairs: pd.DataFrame
+    pairs: pd.DataFrame = field(repr=False)
     """One row a pair, with the columns of `counterfactual.changes` and `counterfactual.shares`."""
     correlations: tuple[Correlation, ...]
     unknown: tuple[str, ...]

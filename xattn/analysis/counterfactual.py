@@ -84,7 +84,7 @@ class Asker(ABC):
         """Return the texts with what is explained of each."""
 
     def _scores(self, cases: Sequence[Case], quantity: Quantity) -> Floats:
-        target = self.model.target_of([aim for _, aim in cases], quantity).to("cpu")
+        target = self.model.target_of([aim for _, aim in cases], quantity)
         return Scorer(self.model).values([encoding.row for encoding, _ in cases], target)
 
 
