@@ -406,8 +406,8 @@ def main() -> None:
             told(frames[column], table)
     counted(frames)
     overview(tables)
-    for measure in ("ABPC, mask", "ABPC by size, mask", "AUPRC", "AUPRC by size", KNOWN_ANSWER):
-        matrix(frames, measure)
+    for one in ("ABPC, mask", "ABPC by size, mask", "AUPRC", "AUPRC by size", KNOWN_ANSWER):
+        matrix(frames, one)
 
 
 if __name__ == "__main__":
