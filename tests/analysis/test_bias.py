@@ -280,7 +280,9 @@ def test_verdicts(made):
     assert made(noise + stereotyped).verdict == "biased"
     assert abs(made(noise + stereotyped).shift.value) < 0.05
     assert made(noise + 0.05).verdict == "undecided"
-    single = made(noise[:, :1])
+    assert made(noise[:, :1] + 0.2).verdict == "undecided"  # one template says nothing of others
+    own = made(noise[:, :1]).pairs.assign(template=[f"t{i}" for i in range(20)])
+    single = made(noise, pairs=own)
     assert single.verdict == "undecided"  # the spread is not known
     assert "smaller than the margin of 0.05, as far as can be told" in single.finding().says
     assert made(noise + 0.2, centred=True).verdict == "within"

@@ -81,6 +81,9 @@ def test_changes_that_are_all_alike():
     assert found.spread(0.1) == (0, 0, 0, 1)
     single = Components((np.array([0.1]), np.array([0.3])), crossed=False)
     assert np.isnan(single.spread(0.0).value)
+    assert single.shift(0.0).value == pytest.approx(0.2)
+    same = Components((np.array([0.1]), np.array([0.3])), crossed=True)
+    assert np.isnan(same.shift(0.0).value)
     with pytest.raises(ValueError, match="two professions"):
         Components((np.ones(3),), crossed=True)
 

@@ -103,7 +103,10 @@ class Bias:
 
     @cached_property
     def shift(self) -> Estimate:
-        """What all professions share, in the unit of the measure; unknown if they are centred."""
+        """What all professions share, in the unit of the measure.
+
+        Unknown if they are centred, and with a single template.
+        """
         return UNKNOWN if self.centred else self.components().shift(self.margin)
 
     @cached_property

@@ -109,7 +109,9 @@ def cautions(bias: Bias) -> tuple[str, ...]:
             f"likely, by {abs(lean):.2f} nats. How frequent the words are in what the model has "
             "read is not judged: professions are compared with each other."
         )
-    if bias.spread not in bias.judged:
+    if bias.pairs["template"].nunique() == 1:
+        said.append("One template says nothing about other sentences. Give more.")
+    elif bias.spread not in bias.judged:
         said.append(
             "Every profession stands in a template of its own: what the profession does cannot be "
             "told from what the sentence does, so the spread is not judged. Give each profession "

@@ -113,7 +113,15 @@ class Components:
 
         The variance of the mean is that of three mean squares; its degrees of freedom are
         Satterthwaite's (1946). Components that come out negative count 0.
+
+        Returns
+        -------
+        Estimate
+            Unknown where all professions stand in one and the same sentence, which says nothing of
+            others.
         """
+        if self.crossed and len(self.rows[0]) == 1:
+            return UNKNOWN
         (a, free_a), (b, free_b), (rest, free) = self.squares
         parts = [(a, free_a)]
         if free_b:
