@@ -156,7 +156,7 @@ def test_the_number_is_read_from_the_token_that_was_added(causal: bool):
 
 def test_the_decoder_learns_the_task_and_is_not_fooled_by_attractors():
     learned, asked = split(draw_prefixes(6000, seed=7))
-    model = train_agreement(learned, width=64, steps=450)
+    model = train_agreement(learned, width=64, steps=400)
     found = right(model, asked)
     attractor = np.array([prefix.attractor for prefix in asked])
     assert found.mean() >= 0.95

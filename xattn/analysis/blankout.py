@@ -184,12 +184,7 @@ class BlankOut:
         )  # fmt: skip
 
     def to_dataframe(self, protocol: Protocol = CORRECTED) -> pd.DataFrame:
-        """Return measure, map, layer (from 1), mean, std, low, high, n (texts with an order).
-
-        Parameters
-        ----------
-        protocol : Protocol
-        """
+        """Return measure, map, layer (from 1), mean, std, low, high, n (texts with an order)."""
         rows = []
         for measure in MEASURES:
             table = self.correlations(measure, protocol)
