@@ -14,5 +14,6 @@ for _name in (
     "control",
     "bias",
     "grounding",
+    "distill",
 ):
     import_module(f"xattn.commands.{_name}")
