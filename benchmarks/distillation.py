@@ -1,4 +1,4 @@
-"""Whether students come out in the order in which they were made, and matching finds what they have.
+"""Whether students come out in the order in which they were made.
 
     python benchmarks/distillation.py [--seeds 3]
 
@@ -12,6 +12,7 @@ beside that of the student with its parameters shuffled; paired differences betw
 from __future__ import annotations
 
 import argparse
+from itertools import pairwise
 
 import xattn
 from xattn.analysis.distillation import METHODS, Distillation, distillation
@@ -50,9 +51,9 @@ def main() -> None:
             print(f"  {line(one)}")
         apart = [
             paired_difference(far.values("maps"), near.values("maps"), seed=0)
-            for near, far in zip(found, found[1:], strict=False)
+            for near, far in pairwise(found)
         ]
-        for near, far, value in zip(KINDS, KINDS[1:], apart, strict=False):
+        for (near, far), value in zip(pairwise(KINDS), apart, strict=True):
             print(f"  maps, {far} − {near}: {value.mean:.3f} ({value.low:.3f} to {value.high:.3f})")
         ordered += all(value.low > 0 for value in apart)
         maps = found[0].maps
