@@ -15,7 +15,7 @@ import argparse
 from itertools import pairwise
 
 import xattn
-from xattn.analysis.distillation import METHODS, Distillation, distillation
+from xattn.analysis.distillation import METHODS, Distillation, distillations
 from xattn.analysis.similarity import MEASURES
 from xattn.cases.students import HEADS, KINDS, LAYERS, reviews, train_student
 from xattn.evaluation.statistics import paired_difference
@@ -46,7 +46,7 @@ def main() -> None:
     layers = heads = ordered = 0
     for seed in range(given.seeds):
         print(f"seed {seed}, {len(asked)} reviews")
-        found = [distillation(teacher, train_student(kind, seed), asked) for kind in KINDS]
+        found = distillations(teacher, [train_student(kind, seed) for kind in KINDS], asked)
         for one in found:
             print(f"  {line(one)}")
         apart = [

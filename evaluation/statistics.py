@@ -109,6 +109,18 @@ def _bootstrap(
     return float(result.low), float(result.high)
 
 
+def mean_known(values: Floats, axis: int = 0) -> Floats:
+    """Return the mean along an axis of what is finite; nan where nothing is.
+
+    Examples
+    --------
+    >>> mean_known(np.array([[1.0, np.nan], [3.0, np.nan]])).tolist()
+    [2.0, nan]
+    """
+    mean: Floats = np.ma.filled(np.ma.masked_invalid(values).mean(axis), np.nan)
+    return mean
+
+
 def paired_difference(a: Floats, b: Floats, seed: int) -> Interval:
     """Return the mean of ``a − b`` over the same examples, with its interval; see `interval`.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -73,6 +74,19 @@ class Explanations(Sequence[Attribution]):
         """Yield the attributions of each text, one a method."""
         for start in range(0, len(self), self._per_text):
             yield self._items[start : start + self._per_text]
+
+    def by_method(self) -> Iterator[dict[str, Attribution]]:
+        """Yield the attributions of each text by method, with options where one comes twice."""
+        for group in self.by_text():
+            counts = Counter(item.method for item in group)
+            yield {
+                item.method
+                if counts[item.method] == 1
+                else f"{item.method}:{','.join(f'{k}={v}' for k, v in item.parameters.items())}": (
+                    item
+                )
+                for item in group
+            }
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return one row for each text, method and token."""

@@ -32,6 +32,12 @@ PairOption = Annotated[
     str | None,
     typer.Option("--pair", help="The second text: of a pair, the passage, or the continuation."),
 ]
+TextsOption = Annotated[
+    str | None,
+    typer.Option("--data", help="Texts: a file or data set.", show_default="the demo's own"),
+]
+TextColumnOption = Annotated[str | None, typer.Option("--text-column")]
+LimitOption = Annotated[int, typer.Option("--limit", help="Texts from the top.")]
 MethodsOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from typer.testing import CliRunner
 
 import xattn
-from xattn.analysis.distillation import Distillation, distillation
+from xattn.analysis.distillation import Distillation, distillation, distillations
 from xattn.analysis.distillation_finding import side_by_side
 from xattn.analysis.matching import check_matching, halves, match
 from xattn.analysis.similarity import FLOOR, MEASURES, compare_maps, compare_scores
@@ -24,9 +25,10 @@ from xattn.analysis.words import shared_words
 from xattn.cases.students import HEADS, KINDS, LAYERS, pieces, reviews, train_student
 from xattn.commands import app
 from xattn.demo import STORYTELLER
-from xattn.errors import InputError, UnknownNameError
+from xattn.errors import InputError, UnknownNameError, XattnWarning
 from xattn.evaluation.statistics import paired_difference
 from xattn.evaluation.truth.words import word_tokenizer
+from xattn.finding import Heatmap, Table
 from xattn.model import Model
 
 TEXTS = [
@@ -55,7 +57,8 @@ def students() -> dict[str, Model]:
 @pytest.fixture(scope="module")
 def found(teacher: Model, students: dict[str, Model]) -> dict[str, Distillation]:
     asked = reviews(teacher)[1].texts[:40]
-    return {kind: distillation(teacher, one, asked) for kind, one in students.items()}
+    compared = distillations(teacher, list(students.values()), asked)
+    return dict(zip(students, compared, strict=True))
 
 
 def other_reader(words: list[str], **size: int) -> Model:
@@ -110,7 +113,8 @@ def test_shuffling_takes_away_what_was_learnt(found: dict[str, Distillation]) ->
 def test_students_side_by_side(found: dict[str, Distillation]) -> None:
     shown = side_by_side(list(found.values()))
     table = shown.parts[0]
-    assert [row[0] for row in table.rows] == [f"student-{kind}" for kind in KINDS]  # type: ignore[union-attr]
+    assert isinstance(table, Table)
+    assert [row[0] for row in table.rows] == [f"student-{kind}" for kind in KINDS]
     assert "looks more like it than student-output" in shown.says
     other = distillation(*[xattn.load()] * 2, TEXTS, methods=[])
     with pytest.raises(InputError, match="one teacher and the same texts"):
@@ -122,10 +126,12 @@ def test_a_finding_shows_layers_and_texts(found: dict[str, Distillation]) -> Non
     finding = one.finding()
     assert "student-alone gives the answer of" in finding.says
     layers = next(part for part in finding.parts if part.title == "Layer by layer")
-    assert np.shape(layers.values) == (2, 4)  # type: ignore[union-attr]
+    assert isinstance(layers, Heatmap)
+    assert np.shape(layers.values) == (2, 4)
     texts = next(part for part in finding.parts if part.title.startswith("Texts"))
     means = np.nanmean([one.values(what) for what in ("maps", *one.scores)], axis=0)
-    assert texts.rows[0][0] == one.texts[int(np.argmax(means))]  # type: ignore[union-attr]
+    assert isinstance(texts, Table)
+    assert texts.rows[0][0] == one.texts[int(np.argmax(means))]
     assert finding.from_dict(finding.to_dict()) == finding
     assert "<svg" in one._repr_html_()
 
@@ -150,7 +156,7 @@ def test_pieces_have_one_class(teacher: Model) -> None:
     for text, label in zip(drawn.texts, drawn.labels, strict=True):
         assert set(text.split()) <= set(mine[label].split())
     with pytest.raises(UnknownNameError, match="student"):
-        train_student("nobody")  # type: ignore[arg-type]
+        train_student("nobody")
 
 
 # ------------------------------------------------------------------ measures
@@ -257,7 +263,7 @@ def test_maps_between_words_are_sums_of_means(teacher: Model) -> None:
         for (i, own), (j, seen) in itertools.product(enumerate(parts), repeat=2):
             slow[head, i, j] = np.mean([sum(matrix[q, k] for k in seen) for q in own])
     np.testing.assert_allclose(found, slow, atol=1e-6)
-    assert 0 < kept < 1
+    assert kept == pytest.approx(slow.sum(-1).mean(), abs=1e-6)  # in all layers, not in the last
     assert [layer.heads for layer in layers_of(teacher, text)] == [4] * 4
 
 
@@ -269,6 +275,8 @@ def test_other_tokenizers_layers_and_heads(teacher: Model) -> None:
     assert 0 < one.kept < 1
     deeper = distillation(other_reader([*words]), teacher, TEXTS, methods=[])
     assert len(deeper.maps.matched_layers()) == 3
+    # what is left over on one half of the texts may not be on the other: no text is lost
+    assert np.isfinite(deeper.values("maps")).all()
     assert any("belong to none" in said for said in deeper.finding().cautions)
 
 
@@ -278,6 +286,33 @@ def test_a_decoder_is_like_itself(storyteller: Model) -> None:
         assert one.consistency(what).mean == pytest.approx(0, abs=1e-6)
         assert one.consistency(what, "rank").mean == pytest.approx(1)
     assert any("so few texts" in said for said in one.finding().cautions)
+
+
+def test_all_methods_and_one_method_twice(teacher: Model) -> None:
+    twice = ["rollout:residual=0.3", "rollout:residual=0.9"]
+    one = distillation(teacher, teacher, TEXTS, methods=twice)
+    assert list(one.scores) == twice
+    with pytest.warns(XattnWarning):
+        every = distillation(teacher, teacher, TEXTS[:2], methods=["all"])
+    assert {"rollout", "lime", "decompx"} <= set(every.scores)
+    assert every.consistency("decompx", "rank").mean == pytest.approx(1)
+
+
+def test_encoders_with_decoders(tiny_of: Callable[..., Model]) -> None:
+    bart, t5 = tiny_of("bart", task="generate"), tiny_of("t5", task="generate")
+    spoken = ["A fine film.", "A dull plot.", "Two old friends.", "No sense at all."]
+    one = distillation(bart, t5, TEXTS, pairs=spoken, methods=["rollout"])
+    assert np.isfinite(one.values("maps")).all()
+    for s, t in one.maps.matched_layers().items():
+        assert one.maps.student[s].stack == one.maps.teacher[t].stack
+    assert len(one.maps.matched_layers()) == 6
+    same = distillation(bart, bart, TEXTS, pairs=spoken, methods=["rollout"])
+    assert same.consistency("maps").mean == pytest.approx(0, abs=1e-6)
+    decoder = next(i for i, layer in enumerate(one.maps.teacher) if layer.stack == "decoder")
+    with pytest.raises(InputError, match="layers of the same stack"):
+        distillation(bart, bart, TEXTS, pairs=spoken, layers={0: decoder})
+    with pytest.raises(InputError, match="stacks of the same kind"):
+        distillation(bart, tiny_of("gpt2", task="generate"), TEXTS, pairs=spoken)
 
 
 # ------------------------------------------------------------------ bad input
@@ -321,7 +356,12 @@ def test_the_command(students: dict[str, Model], tmp_path: Path) -> None:
     }  # fmt: skip
     kept = json.loads(numbers.read_text())
     assert next(one["layers"] for one in kept.values()) == {"0": 1, "1": 3}
-    for wrong in (["--layers", "0:x"], ["--layers", "0:7"], ["--heads", "nearest"]):
+    for wrong in (
+        ["--layers", "0:x"],
+        ["--layers", "0:7"],
+        ["--layers", "0:1,0:2"],
+        ["--heads", "nearest"],
+    ):
         ran = CliRunner().invoke(app, [*arguments, *wrong])
         assert ran.exit_code == 2
         assert "expected" in ran.output

@@ -119,7 +119,7 @@ def cautions(model: Model, explanations: Explanations) -> list[Caution]:
         If the model refuses one of the methods that would be held against the explanations.
     """
     told = explanations.by_token
-    texts: Texts = [_labelled(group) for group in told.by_text()]
+    texts: Texts = list(told.by_method())
     families = {family(name) for name in texts[0]}
     if "attention" not in families:
         return []
@@ -144,17 +144,6 @@ def _joined(texts: Texts, model: Model, told: Explanations, name: str) -> Texts:
         warnings.warn(f"cautions go without {name}: {error}", XattnWarning, stacklevel=3)
         return texts
     return [{**text, name: item} for text, item in zip(texts, more, strict=True)]
-
-
-def _labelled(group: Sequence[Attribution]) -> dict[str, Attribution]:
-    """Return the explanations of a text by method, with options where a method comes twice."""
-    counts = Counter(item.method for item in group)
-    return {
-        item.method
-        if counts[item.method] == 1
-        else f"{item.method}:{','.join(f'{k}={v}' for k, v in item.parameters.items())}": item
-        for item in group
-    }
 
 
 def rests_on_marks(texts: Texts) -> Caution | None:

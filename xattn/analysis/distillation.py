@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -25,13 +26,13 @@ from xattn.analysis.word_maps import Layer, layers_of, word_maps
 from xattn.analysis.words import Word, shared_words
 from xattn.errors import InputError
 from xattn.evaluation.randomisation import shuffled
-from xattn.evaluation.statistics import Interval, interval
-from xattn.explanations import explain_aims
+from xattn.evaluation.statistics import Interval, interval, mean_known
+from xattn.explanations import ALL, expanded, explain_aims, refusals
 from xattn.finding import Finding
 from xattn.model import Model
+from xattn.registry import Method
+from xattn.registry import methods as registry
 from xattn.types import Aim, Attribution, Encoding, Floats, Ints
-
-Side = tuple[Model, Sequence[Encoding]]
 
 METHODS = ("rollout", "integrated_gradients")
 TOGETHER = 32
@@ -88,10 +89,8 @@ class Distillation:
     @property
     def differences(self) -> Ints:
         """Texts by how differently they are looked at: by the mean of all ``js``, most first."""
-        table = np.stack([self.values(what) for what in ("maps", *self.scores)])
-        counts = np.isfinite(table).sum(0)
-        mean = np.where(np.isfinite(table), table, 0).sum(0) / np.maximum(counts, 1)
-        order: Ints = np.argsort(-mean, kind="stable")
+        mean = mean_known(np.stack([self.values(what) for what in ("maps", *self.scores)]))
+        order: Ints = np.argsort(-mean, kind="stable")  # nan, of which nothing is known, last
         return order
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -100,6 +99,10 @@ class Distillation:
         Comparisons are ``maps`` (matched layers), ``layer S:T`` (student's and teacher's layer) and
         the methods.
         """
+        return self._table.copy()
+
+    @cached_property
+    def _table(self) -> pd.DataFrame:
         rows = []
         for m, measure in enumerate(MEASURES):
             parts = {"maps": (self.maps.whole[m], self.floor.whole[m])}
@@ -111,7 +114,7 @@ class Distillation:
             for name, table in self.scores.items():
                 parts[name] = table[:, m], self.floor_scores[name][:, m]
             for what, (values, floor) in parts.items():
-                rows.append((what, measure, *known(values), known(floor).mean))
+                rows.append((what, measure, *known(values), float(mean_known(floor))))
         columns = ["what", "measure", "mean", "low", "high", "n", "shuffled"]
         return pd.DataFrame(rows, columns=columns)
 
@@ -128,9 +131,10 @@ def distillation(
     student: Model,
     texts: Sequence[str],
     *,
+    pairs: Sequence[str] | None = None,
     layers: How = "best",
     heads: How = "best",
-    methods: Sequence[str] = METHODS,
+    methods: Sequence[str | Method] = METHODS,
     truncate: bool = False,
     seed: int = 0,
 ) -> Distillation:
@@ -145,11 +149,13 @@ def distillation(
         Of the same task, and of texts.
     texts : sequence of str
         Two or more.
+    pairs : sequence of str, optional
+        The second text of each; the continuation, for models that generate.
     layers, heads : str or mapping
         What belongs together: ``best``, ``uniform``, or numbers of the student's and teacher's as
         ``{0: 1, 1: 3}``; see `match`.
-    methods : sequence of str
-        What else is compared. Of classifiers both explain the class that the teacher predicts;
+    methods : sequence of str or Method
+        What else is compared; ``all`` for every method that all the models take. Of classifiers both explain the class that the teacher predicts;
         other models explain what each predicts itself.
     truncate : bool
         Cut texts that are too long for a model instead of refusing them.
@@ -171,43 +177,98 @@ def distillation(
     >>> round(same.consistency("maps").mean, 6), same.agreement.mean
     (0.0, 1.0)
     """
+    [found] = distillations(
+        teacher,
+        [student],
+        texts,
+        pairs=pairs,
+        layers=layers,
+        heads=heads,
+        methods=methods,
+        truncate=truncate,
+        seed=seed,
+    )
+    return found
+
+
+def distillations(
+    teacher: Model,
+    students: Sequence[Model],
+    texts: Sequence[str],
+    *,
+    pairs: Sequence[str] | None = None,
+    layers: How = "best",
+    heads: How = "best",
+    methods: Sequence[str | Method] = METHODS,
+    truncate: bool = False,
+    seed: int = 0,
+) -> list[Distillation]:
+    """Hold several students against one teacher, which is explained once; see `distillation`."""
     if len(texts) < 2:
         raise InputError("texts", got=str(len(texts)), expected="two or more")
-    classes = common_classes(teacher, student)
-    encoded = [model.encode(list(texts), truncate=truncate) for model in (teacher, student)]
-    words = [shared_words(a, b) for a, b in zip(*encoded, strict=True)]
-    sides = layers_of(teacher, encoded[0][0]), layers_of(student, encoded[1][0])
-    _check_stacks(*sides)
-    check_matching("layers", layers, len(sides[0]), len(sides[1]))
-    check_matching("heads", heads, *(max(layer.heads for layer in side) for side in sides))
-    *_, (_, lost) = shuffled(student, seed)
+    classes = [common_classes(teacher, student) for student in students]
+    ours = teacher.encode(list(texts), pairs, truncate=truncate)
+    theirs = [student.encode(list(texts), pairs, truncate=truncate) for student in students]
+    words, sides = [], []
+    for student, encodings in zip(students, theirs, strict=True):
+        words.append([shared_words(a, b) for a, b in zip(ours, encodings, strict=True)])
+        sides.append((layers_of(teacher, ours[0]), layers_of(student, encodings[0])))
+        _check_layers(*sides[-1], layers, heads)
+    chosen = _chosen(methods, [(teacher, ours), *zip(students, theirs, strict=True)])
+    asked = _aims(teacher, ours)
+    told = Reading(teacher, ours, _explained(teacher, ours, asked, chosen))
+    found = []
+    for number, student in enumerate(students):
+        own = _aims(student, theirs[number])
+        aims = [
+            _same_question(*aim, teacher, classes[number]) for aim in zip(asked, own, strict=True)
+        ]
+        *_, (_, lost) = shuffled(student, seed)
+        said, noise = (
+            Reading(m, theirs[number], _explained(m, theirs[number], aims, chosen))
+            for m in (student, lost)
+        )
+        kept, alike = _compare_maps(told, (said, noise), words[number])
+        found.append(
+            Distillation(
+                teacher=teacher.name,
+                student=student.name,
+                texts=tuple(texts),
+                answers=()
+                if teacher.link == "identity"
+                else _answers(asked, own, student, classes[number]),
+                maps=Likeness(*sides[number], alike[0], layers, heads),
+                floor=Likeness(*sides[number], alike[1], layers, heads),
+                scores=_compare_explained(told, said, words[number]),
+                floor_scores=_compare_explained(told, noise, words[number]),
+                seen=_seen(told, said, words[number]),
+                kept=kept,
+            )
+        )
+    return found
 
-    kept, alike = _compare_maps(
-        (teacher, encoded[0]), [(student, encoded[1]), (lost, encoded[1])], words
-    )
-    asked, own = (_aims(m, e) for m, e in zip((teacher, student), encoded, strict=True))
-    told = _explained(teacher, encoded[0], asked, methods)
-    aims = [_same_question(*pair, teacher, classes) for pair in zip(asked, own, strict=True)]
-    said = _explained(student, encoded[1], aims, methods)
-    noise = _explained(lost, encoded[1], aims, methods)
-    last = methods[-1] if methods else None
-    return Distillation(
-        teacher=teacher.name,
-        student=student.name,
-        texts=tuple(texts),
-        answers=() if teacher.link == "identity" else _answers(asked, own, student, classes),
-        maps=Likeness(*sides, alike[0], layers, heads),
-        floor=Likeness(*sides, alike[1], layers, heads),
-        scores={m: _compare_scores(told[m], said[m], words) for m in methods},
-        floor_scores={m: _compare_scores(told[m], noise[m], words) for m in methods},
-        seen=tuple(
-            ((), ())
-            if last is None
-            else (_first(told[last][i], text, "first"), _first(said[last][i], text, "second"))
-            for i, text in enumerate(words)
-        ),
-        kept=kept,
-    )
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """A model with texts as it reads them, and how it explains them."""
+
+    model: Model
+    encodings: Sequence[Encoding]
+    explained: Mapping[str, Sequence[Attribution]]
+    """By method, text by text."""
+
+
+def _chosen(
+    methods: Sequence[str | Method], readers: Sequence[tuple[Model, Sequence[Encoding]]]
+) -> list[Method]:
+    """Return the methods that are named; of ``all`` those that no model refuses."""
+    built = [registry.build(m) if isinstance(m, str) else m for m in expanded(methods)]
+    built = list(dict.fromkeys(built))
+    if ALL in methods:
+        for model, encodings in readers:
+            refused = refusals(model, encodings, built, at=model.task.first)
+            built = [method for method in built if method not in refused]
+    return built
 
 
 def common_classes(teacher: Model, student: Model) -> tuple[str, ...]:
@@ -241,7 +302,10 @@ def common_classes(teacher: Model, student: Model) -> tuple[str, ...]:
     )
 
 
-def _check_stacks(teacher: Sequence[Layer], student: Sequence[Layer]) -> None:
+def _check_layers(
+    teacher: Sequence[Layer], student: Sequence[Layer], layers: How, heads: How
+) -> None:
+    """Raise `InputError` if layers or heads cannot be matched in the way that is asked for."""
     kinds = [list(dict.fromkeys(layer.stack for layer in side)) for side in (teacher, student)]
     if not set(kinds[0]) & set(kinds[1]):
         raise InputError(
@@ -250,31 +314,40 @@ def _check_stacks(teacher: Sequence[Layer], student: Sequence[Layer]) -> None:
             expected="stacks of the same kind",
             remedy="compare models of one architecture: encoders, decoders, or both in one",
         )
+    check_matching("layers", layers, len(teacher), len(student))
+    check_matching("heads", heads, *(max(layer.heads for layer in s) for s in (teacher, student)))
+    for s, t in () if isinstance(layers, str) else layers.items():
+        if student[s].stack != teacher[t].stack:
+            raise InputError(
+                f"layers {s}:{t}",
+                got=f"{student[s].name} and {teacher[t].name}",
+                expected="layers of the same stack",
+            )
 
 
 def _compare_maps(
-    teacher: Side, others: Sequence[Side], words: Sequence[list[Word]]
+    teacher: Reading, others: Sequence[Reading], words: Sequence[list[Word]]
 ) -> tuple[float, list[Floats]]:
     """Return the share of attention within common words, and for each of the others its likeness.
 
-    Likeness is ``[measure, text, head, head]``.
+    The share is of teacher and student, the first of the others. Likeness is ``[measure, text,
+    head, head]``.
     """
     kept: list[float] = []
     alike: list[list[Floats]] = [[] for _ in others]
     for start in range(0, len(words), TOGETHER):
         part = slice(start, start + TOGETHER)
-        ours, shares = word_maps(*_some(teacher, part), [[w.first for w in t] for t in words[part]])
+        first, second = (
+            [[getattr(word, side) for word in text] for text in words[part]]
+            for side in ("first", "second")
+        )
+        ours, shares = word_maps(teacher.model, teacher.encodings[part], first)
         kept += shares
-        for side, found in zip(others, alike, strict=True):
-            parts = [[w.second for w in text] for text in words[part]]
-            theirs, shares = word_maps(*_some(side, part), parts)
-            kept += shares if side is others[0] else []
+        for other, found in zip(others, alike, strict=True):
+            theirs, shares = word_maps(other.model, other.encodings[part], second)
+            kept += shares if other is others[0] else []
             found += [compare_maps(a, b) for a, b in zip(ours, theirs, strict=True)]
     return float(np.mean(kept)), [np.stack(found, axis=1) for found in alike]
-
-
-def _some(side: Side, part: slice) -> Side:
-    return side[0], side[1][part]
 
 
 def _aims(model: Model, encodings: Sequence[Encoding]) -> list[Aim]:
@@ -302,24 +375,41 @@ def _answers(
 
 
 def _explained(
-    model: Model, encodings: Sequence[Encoding], aims: Sequence[Aim], methods: Sequence[str]
+    model: Model, encodings: Sequence[Encoding], aims: Sequence[Aim], methods: Sequence[Method]
 ) -> dict[str, list[Attribution]]:
     """Return the explanations of each method, text by text."""
     if not methods:
         return {}
     found = explain_aims(model, list(zip(encodings, aims, strict=True)), methods)
-    return {name: list(found[i :: len(methods)]) for i, name in enumerate(methods)}
+    texts = list(found.by_method())
+    return {name: [text[name] for text in texts] for name in texts[0]}
 
 
-def _compare_scores(
-    ours: Sequence[Attribution], theirs: Sequence[Attribution], words: Sequence[list[Word]]
-) -> Floats:
-    """Return ``[text, measure]``: how alike explanations are, special tokens left out."""
-    return np.array(
-        [
-            compare_scores(_by_word(a, text, "first"), _by_word(b, text, "second"))
-            for a, b, text in zip(ours, theirs, words, strict=True)
-        ]
+def _compare_explained(
+    ours: Reading, theirs: Reading, words: Sequence[list[Word]]
+) -> dict[str, Floats]:
+    """Return by method ``[text, measure]``: how alike explanations are, without special tokens."""
+    return {
+        name: np.array(
+            [
+                compare_scores(_by_word(a, text, "first"), _by_word(b, text, "second"))
+                for a, b, text in zip(items, theirs.explained[name], words, strict=True)
+            ]
+        )
+        for name, items in ours.explained.items()
+    }
+
+
+def _seen(
+    ours: Reading, theirs: Reading, words: Sequence[list[Word]]
+) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
+    """Return the words that the last method puts first for both, text by text."""
+    if not ours.explained:
+        return (((), ()),) * len(words)
+    last = list(ours.explained)[-1]
+    return tuple(
+        (_first(a, text, "first"), _first(b, text, "second"))
+        for a, b, text in zip(ours.explained[last], theirs.explained[last], words, strict=True)
     )
 
 

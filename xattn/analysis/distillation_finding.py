@@ -12,7 +12,7 @@ import numpy as np
 from xattn.analysis.matching import HALVES
 from xattn.analysis.similarity import MEASURES
 from xattn.errors import InputError
-from xattn.evaluation.statistics import Interval, interval, paired_difference
+from xattn.evaluation.statistics import Interval, interval, mean_known, paired_difference
 from xattn.finding import Cell, Dot, Dots, Finding, Heatmap, Table, shown
 from xattn.types import Floats
 
@@ -32,7 +32,7 @@ UNITS = {"kl": "KL, nats", "js": "Jensen-Shannon, bits", "cosine": "cosine", "ra
 def finding(found: Distillation) -> Finding:
     """Return what one student has of its teacher."""
     return Finding(
-        f"distillation-{_slug(found.student)}",
+        f"distillation-{slug(found.student)}",
         f"Does {found.student} look at what {found.teacher} looks at?",
         says(found),
         (_alike(found), _by_comparison(found), _layers(found), _heads(found), _texts(found)),
@@ -40,7 +40,7 @@ def finding(found: Distillation) -> Finding:
     )
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
     """Return the last part of a name, as files can be called."""
     last = name.rstrip("/").rsplit("/", 1)[-1]
     return re.sub(r"[^A-Za-z0-9]+", "-", last).strip("-").lower() or "student"
@@ -54,11 +54,11 @@ def says(found: Distillation) -> str:
             f" {found.student} gives the answer of {found.teacher} in "
             f"{_share(found.agreement)} of them, and"
         )
-    maps, floor = found.consistency(), known(found.floor.whole[JS])
+    maps, floor = found.consistency(), float(mean_known(found.floor.whole[JS]))
     said += (
         f" the maps of matched layers of {found.student} and {found.teacher} differ by a "
         f"Jensen-Shannon divergence of {_between(maps)} bits (0 is the same, 1 nothing in common; "
-        f"with the parameters of the student shuffled {shown(floor.mean)})."
+        f"with the parameters of the student shuffled {shown(floor)})."
     )
     told = [f"by {name} {_rank(found, name)}" for name in found.scores]
     if told:
@@ -101,7 +101,7 @@ def cautions(found: Distillation) -> tuple[str, ...]:
             f"The answers are the same, the reasons are not: {others[0]} ranks the words "
             f"otherwise for the student. Do not explain the teacher by explaining the student."
         )
-    if known(found.floor.whole[JS]).mean < found.consistency().mean:
+    if mean_known(found.floor.whole[JS]) < found.consistency().mean:
         said.append(
             "The maps of the student are further from the teacher's than those of the student with "
             "its parameters shuffled. Shuffled networks look about evenly, and what is even is not "
@@ -180,7 +180,7 @@ def _none(value: float | None) -> float | None:
 
 
 def _layers(found: Distillation) -> Heatmap:
-    values = found.maps.by_layer[JS].mean(0)
+    values = mean_known(found.maps.by_layer[JS])
     pairs = found.maps.matched_layers()
     named = ", ".join(
         f"{found.maps.student[s].name} with {found.maps.teacher[t].name}" for s, t in pairs.items()
@@ -199,7 +199,7 @@ def _layers(found: Distillation) -> Heatmap:
 
 
 def _heads(found: Distillation) -> Table:
-    js = found.maps.values[JS].mean(0)
+    js = mean_known(found.maps.values[JS])
     rows = []
     for s, t in found.maps.matched_layers().items():
         for own, head in found.maps.matched_heads(t, s).items():
@@ -249,7 +249,8 @@ def side_by_side(found: Sequence[Distillation]) -> Finding:
     names = [name for name in order[0].scores if all(name in one.scores for one in order)]
     said = []
     for near, far in pairwise(order):
-        apart = paired_difference(far.maps.whole[JS], near.maps.whole[JS], seed=0)
+        both = np.isfinite(far.values("maps")) & np.isfinite(near.values("maps"))
+        apart = paired_difference(far.values("maps")[both], near.values("maps")[both], seed=0)
         verdict = "looks more like it than" if apart.low > 0 else "cannot be told from"
         said.append(
             f"{near.student} {verdict} {far.student} (difference of the Jensen-Shannon divergence "
@@ -265,7 +266,7 @@ def side_by_side(found: Sequence[Distillation]) -> Finding:
             one.student,
             one.agreement.mean,
             one.consistency().mean,
-            known(one.floor.whole[JS]).mean,
+            float(mean_known(one.floor.whole[JS])),
             *(one.consistency(name, "rank").mean for name in names),
         )
         for one in order

@@ -14,7 +14,7 @@ from torch import Tensor
 from xattn.analysis.looking import NUMBERS, SUMS, Held, Strings, Tokens, measure, numbers_of
 from xattn.analysis.naming import name
 from xattn.errors import InputError
-from xattn.evaluation.statistics import interval
+from xattn.evaluation.statistics import interval, mean_known
 from xattn.finding import Finding, Heatmap, Line, Lines, Table
 from xattn.model import Model
 from xattn.model.reduction import WHOLE, Reduction, total
@@ -42,12 +42,12 @@ class Patterns:
     @cached_property
     def means(self) -> Floats:
         """``[layer, head, number]``: the mean over texts."""
-        return _mean(self.numbers)
+        return mean_known(self.numbers)
 
     @cached_property
     def names(self) -> tuple[tuple[str, ...], ...]:
         """``[layer][head]``: what the pattern of each head is called; see `name`."""
-        level = _mean(self.even)
+        level = mean_known(self.even)
         return tuple(
             tuple(name(head, even) for head in heads if not np.isnan(head).all())
             for heads, even in zip(self.means, level, strict=True)
@@ -60,7 +60,7 @@ class Patterns:
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return a row for each head and number: its mean, 95 % interval, and even attention's."""
-        level = _mean(self.even)
+        level = mean_known(self.even)
         rows = []
         for i, layer in enumerate(self.layers):
             for head, called in enumerate(self.names[i]):
@@ -128,8 +128,7 @@ class Patterns:
         """Return how shares change from layer to layer, with intervals over texts."""
         lines = []
         for number in ("self", "previous", "next", "first", "separator", "top columns"):
-            with np.errstate(invalid="ignore"):
-                values = _mean(np.moveaxis(self.numbers[..., NUMBERS.index(number)], 2, 0))
+            values = mean_known(self.numbers[..., NUMBERS.index(number)], axis=2)
             found = [interval(v[np.isfinite(v)], seed=0) for v in values.T]
             if any(np.isfinite(f.mean) for f in found):
                 parts = ([f.mean for f in found], [f.low for f in found], [f.high for f in found])
@@ -146,14 +145,6 @@ class Patterns:
 
     def _repr_html_(self) -> str:
         return self.finding()._repr_html_()
-
-
-def _mean(values: Floats) -> Floats:
-    """Return the mean over the first axis of what is known."""
-    known = np.isfinite(values)
-    with np.errstate(invalid="ignore"):
-        mean: Floats = np.where(known, values, 0).sum(0) / known.sum(0)
-    return mean
 
 
 def patterns(model: Model, texts: Sequence[str] | Sequence[Encoding]) -> Patterns:

@@ -17,13 +17,12 @@ import numpy as np
 from scipy.special import entr
 from scipy.stats import rankdata
 
+from xattn.evaluation.agreement import FEWEST
 from xattn.types import Floats
 
 MEASURES = ("kl", "js", "cosine", "rank")
 FLOOR = 1e-6
 """Attention in half precision has nothing smaller to say."""
-FEWEST = 3
-"""With fewer words than this an order says nothing."""
 
 
 def divergences(p: Floats, q: Floats) -> Floats:

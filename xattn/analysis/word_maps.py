@@ -55,6 +55,8 @@ def word_maps(
 ) -> tuple[list[Floats], list[float]]:
     """Return for each text its maps between words, and the share of attention that they keep.
 
+    The share is the mean over layers.
+
     Parameters
     ----------
     model : Model
@@ -78,11 +80,13 @@ def word_maps(
             tokens = len(batch.encodings[row])
             members[:, batch.columns(row)] = membership(words[position], tokens)
             means = members / members.sum(-1, keepdims=True)
-            maps = []
+            maps, within = [], []
             for number, kept in enumerate(trace.kept[WHOLE]):
                 probabilities = kept[row].double().cpu().numpy()
                 looking = means[:, trace.queries(number)] @ probabilities
                 maps.append(looking @ members[:, trace.keys(number)].T)
-                shares[position] = float(maps[-1].sum() / max(looking.sum(), 1e-12))
+                if looking.any():
+                    within.append(maps[-1].sum() / looking.sum())
             found[position] = np.concatenate(maps)
+            shares[position] = float(np.mean(within))
     return [found[i] for i in range(len(found))], [shares[i] for i in range(len(shares))]

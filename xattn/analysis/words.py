@@ -85,9 +85,8 @@ def _starts(first: Encoding, second: Encoding, segment: int) -> list[int]:
     starts: list[int] = []
     end = -1
     for start, stop in spans:
-        start += len(_source(first, segment)[start:stop]) - len(
-            _source(first, segment)[start:stop].lstrip()
-        )
+        word = _source(first, segment)[start:stop]
+        start += len(word) - len(word.lstrip())  # some tokenizers give words the space before
         if start >= end:
             starts.append(start)
         end = max(end, stop)

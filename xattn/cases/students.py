@@ -81,7 +81,8 @@ def pieces(known: Reviews, count: int, seed: int) -> Reviews:
     True
     """
     draw = np.random.default_rng(seed)
-    words = [[t.split() for t, c in zip(*_both(known), strict=True) if c == k] for k in (0, 1)]
+    pairs = list(zip(known.texts, known.labels, strict=True))
+    words = [[text.split() for text, label in pairs if label == k] for k in (0, 1)]
     texts, labels = [], []
     for _ in range(count):
         label = int(draw.integers(2))
@@ -93,10 +94,6 @@ def pieces(known: Reviews, count: int, seed: int) -> Reviews:
         texts.append(" ".join(taken))
         labels.append(label)
     return Reviews(tuple(texts), tuple(labels))
-
-
-def _both(known: Reviews) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    return known.texts, known.labels
 
 
 def train_student(kind: Kind, seed: int = 0, *, steps: int = STEPS) -> Model:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsons
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +11,8 @@ import typer
 from rich.table import Table
 
 from xattn import files
-from xattn.analysis.distillation import METHODS, Distillation, distillation
-from xattn.analysis.distillation_finding import side_by_side
+from xattn.analysis.distillation import METHODS, Distillation, distillations
+from xattn.analysis.distillation_finding import side_by_side, slug
 from xattn.analysis.matching import How
 from xattn.application import command
 from xattn.cases.students import KINDS, reviews, train_student
@@ -23,9 +24,12 @@ from xattn.options import (
     DebugOption,
     DeviceOption,
     DtypeOption,
+    LimitOption,
     MemoryOption,
     MethodsOption,
     TaskOption,
+    TextColumnOption,
+    TextsOption,
     chosen_methods,
 )
 from xattn.terminal import console, say_written, show_finding
@@ -47,12 +51,10 @@ def distill_command(
         ),
     ] = None,
     task: TaskOption = None,
-    data: Annotated[
-        str | None,
-        typer.Option("--data", help="Texts: a file or data set.", show_default="the demo's own"),
-    ] = None,
-    text_column: Annotated[str | None, typer.Option("--text-column")] = None,
-    limit: Annotated[int, typer.Option("--limit", help="Texts from the top.")] = 100,
+    data: TextsOption = None,
+    text_column: TextColumnOption = None,
+    pair_column: Annotated[str | None, typer.Option("--pair-column")] = None,
+    limit: LimitOption = 100,
     layers: Annotated[
         str,
         typer.Option(
@@ -77,33 +79,26 @@ def distill_command(
     """Check whether students look at what their teacher looks at: answers, maps, explanations."""
     for place in filter(None, (out, None if json is None else json.parent)):
         files.require_writable(place)
+    matching = {"layers": _matching("--layers", layers), "heads": _matching("--heads", heads)}
     chosen = chosen_methods(methods, METHODS)
     if teacher is not None and not student:
         raise InputError("--teacher without --student", remedy="name one student or more")
-    options = {"task": task, "device": device, "dtype": dtype, "memory": memory}
-    loaded = load(teacher, **options)  # type: ignore[arg-type]
+    reader = partial(load, task=task, device=device, dtype=dtype, memory=memory)
+    loaded = reader(teacher)
     if student:
-        students = [load(name, **options) for name in student]  # type: ignore[arg-type]
+        students = [reader(name) for name in student]
     else:
         with console.status("training three students of the demo model"):
             students = [train_student(kind) for kind in KINDS]
     if data is None and not student:
-        texts = list(reviews(loaded)[1].texts)[:limit]  # that the students have not learnt from
+        texts, pairs = reviews(loaded)[1].texts[:limit], None  # that they have not learnt from
     else:
-        texts = list(load_dataset(data, text_column=text_column, limit=limit).texts)
-    found = [
-        distillation(
-            loaded,
-            one,
-            texts,
-            layers=_matching("--layers", layers),
-            heads=_matching("--heads", heads),
-            methods=chosen,
-            truncate=truncate,
-            seed=seed,
-        )
-        for one in _told_apart(students)
-    ]
+        dataset = load_dataset(data, text_column=text_column, pair_column=pair_column, limit=limit)
+        texts, pairs = dataset.texts, dataset.pairs
+    found = distillations(
+        loaded, _told_apart(students), texts,
+        pairs=pairs, methods=chosen, truncate=truncate, seed=seed, **matching,
+    )  # fmt: skip
     for one in found:
         show_distillation(one)
         show_finding(one.finding(), out)
@@ -124,7 +119,7 @@ def distill_command(
 
 def _told_apart(students: list[Model]) -> list[Model]:
     """Return the students by names of their own: those of two checkpoints may be alike."""
-    names = [one.name.rstrip("/").rsplit("/", 1)[-1] for one in students]
+    names = [slug(one.name) for one in students]
     for number, one in enumerate(students):
         if names.count(names[number]) > 1:
             one.name = f"{one.name}-{number + 1}"
@@ -136,12 +131,14 @@ def _matching(option: str, given: str) -> How:
     if ":" not in given:
         return given
     try:
-        pairs = [part.split(":") for part in given.split(",")]
-        return {int(own): int(other) for own, other in pairs}
+        pairs = [(int(own), int(other)) for own, other in (p.split(":") for p in given.split(","))]
     except ValueError:
         raise InputError(
             option, got=repr(given), expected="student:teacher as 0:1,1:3, best or uniform"
         ) from None
+    if len(dict(pairs)) < len(pairs):
+        raise InputError(option, got=repr(given), expected="each of the student's once")
+    return dict(pairs)
 
 
 def show_distillation(found: Distillation) -> None:

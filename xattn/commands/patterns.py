@@ -24,10 +24,13 @@ from xattn.options import (
     DebugOption,
     DeviceOption,
     DtypeOption,
+    LimitOption,
     MemoryOption,
     ModelOption,
     RevisionOption,
     TaskOption,
+    TextColumnOption,
+    TextsOption,
 )
 from xattn.terminal import console, say_written, show_finding
 
@@ -36,12 +39,9 @@ from xattn.terminal import console, say_written, show_finding
 def patterns_command(
     model: ModelOption = None,
     task: TaskOption = None,
-    data: Annotated[
-        str | None,
-        typer.Option("--data", help="Texts: a file or data set.", show_default="the demo's own"),
-    ] = None,
-    text_column: Annotated[str | None, typer.Option("--text-column")] = None,
-    limit: Annotated[int, typer.Option("--limit", help="Texts from the top.")] = 100,
+    data: TextsOption = None,
+    text_column: TextColumnOption = None,
+    limit: LimitOption = 100,
     importance: Annotated[
         bool,
         typer.Option("--importance/--no-importance", help="Also rank heads by what rests on them."),
