@@ -155,8 +155,9 @@ def distillation(
         What belongs together: ``best``, ``uniform``, or numbers of the student's and teacher's as
         ``{0: 1, 1: 3}``; see `match`.
     methods : sequence of str or Method
-        What else is compared; ``all`` for every method that all the models take. Of classifiers both explain the class that the teacher predicts;
-        other models explain what each predicts itself.
+        What else is compared; ``all`` for every method that all the models take. Of classifiers
+        both explain the class that the teacher predicts; other models explain what each predicts
+        itself.
     truncate : bool
         Cut texts that are too long for a model instead of refusing them.
     seed : int
@@ -210,9 +211,10 @@ def distillations(
     ours = teacher.encode(list(texts), pairs, truncate=truncate)
     theirs = [student.encode(list(texts), pairs, truncate=truncate) for student in students]
     words, sides = [], []
+    first = layers_of(teacher, ours[0])
     for student, encodings in zip(students, theirs, strict=True):
         words.append([shared_words(a, b) for a, b in zip(ours, encodings, strict=True)])
-        sides.append((layers_of(teacher, ours[0]), layers_of(student, encodings[0])))
+        sides.append((first, layers_of(student, encodings[0])))
         _check_layers(*sides[-1], layers, heads)
     chosen = _chosen(methods, [(teacher, ours), *zip(students, theirs, strict=True)])
     asked = _aims(teacher, ours)
